@@ -1,0 +1,346 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/dkms"
+	"dkms2bin/internal/kernel"
+	"dkms2bin/internal/modpkg"
+	"dkms2bin/internal/state"
+)
+
+// extract writes the packages of all builds that have none yet, and saves the
+// logs. It goes on after a package that cannot be written and then fails.
+func extract(ctx context.Context, s *cli.Session, o *options) error {
+	if len(s.Operands) > 0 {
+		return extractOperands(ctx, s, o)
+	}
+	s.Msg.Announce("exporting kernel binary module packages into %s", o.outDir)
+	var errs []error
+	for i := range s.Doc.Builds {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		b := &s.Doc.Builds[i]
+		if b.Status != state.Built && (b.Status != state.Failed || b.Stage != "debextract") {
+			continue
+		}
+		if kept(s.Doc, *b, o) {
+			continue
+		}
+		k, p := s.Doc.Kernel(b.Kernel), s.Doc.Package(b.Package)
+		if k == nil || p == nil || s.Doc.Tree == nil {
+			return cli.Usagef("the document has a build of %s for %s, but not its package and kernel", b.Module, b.Kernel)
+		}
+		spec := modpkg.Spec{
+			Module: b.Module, ModuleVersion: b.ModuleVersion,
+			Source: p.Name, SourceVersion: p.Version,
+			Kernel: k.Release, KernelVersion: k.Version, Modversions: k.Modversions,
+			ModulesPrefix: k.ModulesPrefix, Distribution: s.Doc.Tree.Distribution, Architecture: s.Doc.Tree.Architecture,
+			VersionSuffix: o.suffix, Time: p.Date,
+		}
+		for _, source := range []string{p.Source, k.Source} {
+			if source != "" {
+				spec.BuiltUsing = append(spec.BuiltUsing, source)
+			}
+		}
+		if p.Kind == state.KindSource {
+			spec.Source, spec.SourceVersion = "", ""
+		}
+		var err error
+		if spec.Copyright, err = readIfThere(p.Doc, "copyright"); err != nil {
+			return err
+		}
+		if spec.Changelog, err = readIfThere(p.Doc, "changelog"); err != nil {
+			return err
+		}
+		err = makePackage(ctx, s, o, b, k.Facts, spec)
+		var unfit *unfitError
+		switch {
+		case errors.As(err, &unfit):
+			b.Status, b.Stage, b.Reason = state.Failed, "debextract", unfit.Error()
+			s.Msg.Warn("%s: cannot build %s %s for %s: %s", b.Package, b.Module, b.ModuleVersion, b.Kernel, b.Reason)
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			b.Status, b.Stage, b.Reason = state.Built, "", ""
+		}
+	}
+	dropOldDebs(s.Doc)
+	errs = append(errs, saveLogs(s, o))
+	return joinLines(errs)
+}
+
+// joinLines joins errors into one of one line.
+func joinLines(errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	switch len(errs) {
+	case 0:
+		return nil
+	case 1:
+		return errs[0]
+	}
+	return &joinedError{errs}
+}
+
+type joinedError struct{ errs []error }
+
+func (e *joinedError) Error() string {
+	var texts []string
+	for _, err := range e.errs {
+		texts = append(texts, err.Error())
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (e *joinedError) Unwrap() []error { return e.errs }
+
+// An unfitError is an archive that must not become a package: its modules would
+// not load. That is a failed build, however content dkms was.
+type unfitError struct{ error }
+
+// kept says that the build's package is there already, made from this archive
+// and still with the content that was written.
+func kept(doc *state.Document, b state.Build, o *options) bool {
+	for _, d := range doc.Debs {
+		if d.Archive != b.ArchiveDigest || d.Kernel != b.Kernel || d.Module != b.Module || filepath.Dir(d.Path) != o.outDir {
+			continue
+		}
+		if !strings.HasSuffix(d.Version, o.suffix) {
+			continue
+		}
+		digest, err := state.FileDigest(d.Path)
+		return err == nil && digest == d.Digest
+	}
+	return false
+}
+
+// dropOldDebs removes the records of packages whose build was since made again,
+// or is no longer good. The files stay.
+func dropOldDebs(doc *state.Document) {
+	doc.Debs = slices.DeleteFunc(doc.Debs, func(d state.Deb) bool {
+		return !slices.ContainsFunc(doc.Builds, func(b state.Build) bool {
+			return b.Status == state.Built && b.Module == d.Module && b.Kernel == d.Kernel && b.ArchiveDigest == d.Archive
+		})
+	})
+}
+
+func readIfThere(dir, name string) ([]byte, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	content, err := os.ReadFile(filepath.Join(dir, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return content, err
+}
+
+// makePackage checks one build's modules against the kernel and writes their
+// package. The document's build gets its modules, the document the package.
+func makePackage(ctx context.Context, s *cli.Session, o *options, b *state.Build, facts string, spec modpkg.Spec) (err error) {
+	digest, err := state.FileDigest(b.Archive)
+	if err != nil {
+		return fmt.Errorf("cannot read the archive of %s %s for %s: %w", b.Module, b.ModuleVersion, b.Kernel, err)
+	}
+	if b.ArchiveDigest != "" && digest != b.ArchiveDigest {
+		return fmt.Errorf("the archive %s is not the one that dkmsbuild recorded: run dkmsbuild on the document again", b.Archive)
+	}
+	dir, done, err := tempDir()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	archives, err := dkms.Extract(ctx, b.Archive, dir, dkms.Limits{})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return &unfitError{err}
+	}
+	i := slices.IndexFunc(archives, func(a dkms.Archive) bool { return a.Kernel == b.Kernel })
+	if i < 0 {
+		return &unfitError{fmt.Errorf("its archive holds modules for %s only", archives[0].Kernel)}
+	}
+	b.ArchiveDigest = digest
+	d, err := writePackage(o, b, archives[i], facts, spec)
+	if err != nil {
+		return err
+	}
+	d.Archive = digest
+	s.Doc.Debs = slices.DeleteFunc(s.Doc.Debs, func(old state.Deb) bool { return old.Path == d.Path })
+	s.Doc.Debs = append(s.Doc.Debs, d)
+	s.Msg.Info("%s", filepath.Base(d.Path))
+	return nil
+}
+
+// writePackage checks the modules of an archive and writes them as a package.
+func writePackage(o *options, b *state.Build, a dkms.Archive, factsDir string, spec modpkg.Spec) (d state.Deb, err error) {
+	facts, err := kernel.ReadFacts(factsDir)
+	if err != nil {
+		return d, fmt.Errorf("cannot check modules for %s: %w", b.Kernel, err)
+	}
+	b.Modules = nil
+	for _, file := range a.Files {
+		m, err := kernel.ReadModule(file)
+		if err != nil {
+			return d, &unfitError{err}
+		}
+		if err := facts.Check(m); err != nil {
+			return d, &unfitError{err}
+		}
+		b.Modules = append(b.Modules, state.Module{File: filepath.Base(file), Vermagic: strings.TrimSpace(m.Vermagic)})
+		spec.Licenses = append(spec.Licenses, m.License)
+	}
+	spec.Files = a.Files
+	if spec.Time, err = packageTime(spec, b.Archive); err != nil {
+		return d, err
+	}
+	p, err := spec.Compose()
+	if err != nil {
+		return d, &unfitError{err}
+	}
+	path := filepath.Join(o.outDir, deb.Filename(p.Control))
+	if err := os.MkdirAll(o.outDir, 0o755); err != nil {
+		return d, err
+	}
+	size, digest, err := install(path, p)
+	if err != nil {
+		return d, err
+	}
+	return state.Deb{
+		Path: path, Digest: digest, Size: size, Name: p.Control.Get("Package"), Version: p.Control.Get("Version"),
+		Architecture: p.Control.Get("Architecture"), Module: b.Module, Kernel: b.Kernel,
+	}, nil
+}
+
+// packageTime is the time of all files of a package: SOURCE_DATE_EPOCH, else
+// that of the newest entry of the source's changelog, else of its newest file,
+// else of the archive. See reproducible-builds.org/specs/source-date-epoch.
+func packageTime(spec modpkg.Spec, archive string) (time.Time, error) {
+	if epoch := os.Getenv("SOURCE_DATE_EPOCH"); epoch != "" {
+		seconds, err := strconv.ParseInt(epoch, 10, 64)
+		if err != nil {
+			return time.Time{}, fmt.Errorf("cannot read SOURCE_DATE_EPOCH: %w", err)
+		}
+		return time.Unix(seconds, 0).UTC(), nil
+	}
+	if t := modpkg.ChangelogTime(spec.Changelog); !t.IsZero() {
+		return t, nil
+	}
+	if !spec.Time.IsZero() {
+		return spec.Time, nil
+	}
+	info, err := os.Stat(archive)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.ModTime().UTC(), nil
+}
+
+// extractOperands makes packages of the archives on the command line, and a
+// document that tells of them.
+func extractOperands(ctx context.Context, s *cli.Session, o *options) error {
+	facts, err := kernel.ReadFacts(o.headers)
+	if err != nil {
+		return fmt.Errorf("cannot use --headers %s: %w", o.headers, err)
+	}
+	s.Msg.Announce("exporting kernel binary module packages into %s", o.outDir)
+	dir, done, err := tempDir()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for n, operand := range s.Operands {
+		if ctx.Err() != nil {
+			errs = append(errs, context.Cause(ctx))
+			break
+		}
+		to := filepath.Join(dir, strconv.Itoa(n))
+		if err := os.Mkdir(to, 0o700); err != nil {
+			errs = append(errs, err)
+			break
+		}
+		errs = append(errs, extractOperand(ctx, s, o, operand, to, facts))
+	}
+	errs = append(errs, done())
+	return joinLines(errs)
+}
+
+func extractOperand(ctx context.Context, s *cli.Session, o *options, operand, dir string, facts kernel.Facts) error {
+	path, err := filepath.Abs(operand)
+	if err != nil {
+		return err
+	}
+	archives, err := dkms.Extract(ctx, path, dir, dkms.Limits{})
+	if err != nil {
+		return err
+	}
+	digest, err := state.FileDigest(path)
+	if err != nil {
+		return err
+	}
+	for _, a := range archives {
+		b := state.Build{Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Archive: path, ArchiveDigest: digest, Status: state.Built}
+		arch, ok := kernel.ArchOfKernel(a.Arch)
+		if !ok {
+			return fmt.Errorf("cannot use %s: unknown architecture %q", path, a.Arch)
+		}
+		d, err := writePackage(o, &b, a, o.headers, modpkg.Spec{
+			Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Modversions: facts.Modversions,
+			ModulesPrefix: "/lib/modules", Distribution: "debian", Architecture: arch.Debian, VersionSuffix: o.suffix,
+		})
+		var unfit *unfitError
+		switch {
+		case errors.As(err, &unfit):
+			b.Status, b.Stage, b.Reason = state.Failed, "debextract", unfit.Error()
+			s.Msg.Warn("%s: %s", path, b.Reason)
+		case err != nil:
+			return err
+		default:
+			d.Archive = digest
+			s.Doc.Debs = append(s.Doc.Debs, d)
+			s.Msg.Info("%s", filepath.Base(d.Path))
+		}
+		s.Doc.Builds = append(s.Doc.Builds, b)
+	}
+	return nil
+}
+
+// saveLogs copies the builds' logs out of the tree, so that they survive it, and
+// lets the document name the copies.
+func saveLogs(s *cli.Session, o *options) error {
+	saved := 0
+	for i := range s.Doc.Builds {
+		b := &s.Doc.Builds[i]
+		if b.Log == "" || filepath.Dir(b.Log) == o.logDir {
+			continue
+		}
+		name := filepath.Base(b.Log)
+		if b.Module == "" {
+			name = strings.ReplaceAll(filepath.Base(b.Package), "/", "_") + "-" + b.Kernel + ".log"
+		}
+		to := filepath.Join(o.logDir, name)
+		if err := copyLog(b.Log, to); err != nil {
+			return fmt.Errorf("cannot save the log of %s for %s: %w", b.Package, b.Kernel, err)
+		}
+		b.Log = to
+		if b.Status == state.Failed {
+			saved++
+		}
+	}
+	if saved > 0 {
+		s.Msg.Info("the logs of failed builds are in %s", o.logDir)
+	}
+	return nil
+}

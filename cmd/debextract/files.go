@@ -1,0 +1,122 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/state"
+)
+
+// install writes a package to path. It appears whole and by link(2), which never
+// replaces a file: identical content that is there stays, other content is an
+// error. Size and SHA-256 of the file are returned.
+func install(path string, p deb.Package) (size int64, digest string, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot write %s: %w", path, err)
+		}
+	}()
+	f, link, err := unnamed(filepath.Dir(path))
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := deb.Write(f, p); err != nil {
+		return 0, "", err
+	}
+	if err := errors.Join(f.Chmod(0o644), f.Sync()); err != nil {
+		return 0, "", err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return 0, "", err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return 0, "", err
+	}
+	if digest, err = state.Digest(f); err != nil {
+		return 0, "", err
+	}
+	err = link(path)
+	if errors.Is(err, os.ErrExist) {
+		there, err := state.FileDigest(path)
+		if err != nil {
+			return 0, "", err
+		}
+		if there != digest {
+			return 0, "", diag.WithHint(errors.New("a package of that name with other content is there"),
+				"packages are never replaced: give this one another version with --version-suffix")
+		}
+		return info.Size(), digest, nil
+	}
+	return info.Size(), digest, err
+}
+
+// unnamed makes a file in dir that has no name until link gives it one, so that
+// nothing is left of it when the process dies (O_TMPFILE of open(2)). File
+// systems without such files get one with a name.
+func unnamed(dir string) (f *os.File, link func(path string) error, err error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o644)
+	if err == nil {
+		f = os.NewFile(uintptr(fd), filepath.Join(dir, "(unnamed)"))
+		return f, func(path string) error {
+			err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+			if err != nil {
+				return &os.LinkError{Op: "link", Old: f.Name(), New: path, Err: err}
+			}
+			return nil
+		}, nil
+	}
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
+		return nil, nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	if f, err = os.CreateTemp(dir, ".new-*"); err != nil {
+		return nil, nil, err
+	}
+	return f, func(path string) error {
+		return errors.Join(os.Link(f.Name(), path), os.Remove(f.Name()))
+	}, nil
+}
+
+// tempDir makes a directory for extracted modules; done removes it.
+func tempDir() (dir string, done func() error, err error) {
+	if dir, err = os.MkdirTemp("", "debextract-"); err != nil {
+		return "", nil, err
+	}
+	return dir, func() error {
+		parent, err := os.OpenRoot(filepath.Dir(dir))
+		if err != nil {
+			return err
+		}
+		defer parent.Close()
+		return parent.RemoveAll(filepath.Base(dir))
+	}, nil
+}
+
+func copyLog(from, to string) (err error) {
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Cleanup()) }()
+	if _, err := io.Copy(out, in); err != nil {
+		return err
+	}
+	return out.CloseAtomicallyReplace()
+}

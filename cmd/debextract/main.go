@@ -1,0 +1,113 @@
+// Debextract turns the archives of a document's builds into binary module
+// packages in the output directory. It reads a document, adds one record for
+// each package written, and writes it; with archives as operands it needs no
+// document. It needs neither root nor mounts.
+//
+//	debextract --out-dir /srv/modules <2.json >3.json
+//	debextract --out-dir . --headers /usr/src/linux-headers-6.1.0-56-amd64 v4l2loopback-0.12.7-….dkms.tar.gz
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"golang.org/x/sys/unix"
+
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/sandbox"
+)
+
+const manual = `
+Takes the modules out of the archives that dkmsbuild had made, checks that the
+kernel they are for would load them, and writes one binary package for each dkms
+module and kernel. Packages appear whole, and one that is there is never replaced
+by other content under the same name. The builds' logs are saved, too.
+
+With operands it works on these archives instead of a document: tarballs of dkms
+mktarball, packages of dkms mkbmdeb, driver disks of dkms mkdriverdisk for
+Ubuntu. Then --headers says which kernel to check against.`
+
+type options struct {
+	outDir, logDir string
+	headers        string
+	suffix         string
+}
+
+var suffixPattern = regexp.MustCompile(`^[A-Za-z0-9.+~]*$`)
+
+func (o *options) check(operands []string) error {
+	if err := cli.Required("out-dir", o.outDir); err != nil {
+		return err
+	}
+	if !suffixPattern.MatchString(o.suffix) {
+		return cli.Usagef("--version-suffix %q: only letters, digits and . + ~ may stand in it", o.suffix)
+	}
+	if o.headers == "" && len(operands) > 0 {
+		return cli.Usagef("--headers is required with archives as operands: the kernel's build directory to check against")
+	}
+	var err error
+	for _, path := range []*string{&o.outDir, &o.logDir, &o.headers} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	if o.logDir == "" {
+		o.logDir = filepath.Join(o.outDir, "logs")
+	}
+	if o.headers != "" {
+		if info, err := os.Stat(o.headers); err != nil || !info.IsDir() {
+			return cli.Usagef("--headers %s: not a directory", o.headers)
+		}
+	}
+	for flag, dir := range map[string]string{"out-dir": o.outDir, "log-dir": o.logDir} {
+		if err := writable(dir); err != nil {
+			return cli.Usagef("--%s: %w", flag, err)
+		}
+	}
+	return nil
+}
+
+// writable says why files cannot be made in dir, which need not exist yet.
+func writable(dir string) error {
+	for {
+		info, err := os.Stat(dir)
+		if err == nil && !info.IsDir() {
+			return fmt.Errorf("%s is not a directory", dir)
+		}
+		if err == nil {
+			if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+				return fmt.Errorf("cannot write in %s: %w", dir, err)
+			}
+			return nil
+		}
+		if !os.IsNotExist(err) {
+			return err
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+func main() {
+	sandbox.Init()
+	o := &options{}
+	cli.Main(cli.Program{
+		Name: "debextract", Manual: manual, Operands: "ARCHIVE...",
+		Flags: func(fs *flag.FlagSet) {
+			fs.StringVar(&o.outDir, "out-dir", "", "`directory` for the packages (required)")
+			fs.StringVar(&o.logDir, "log-dir", "", "`directory` for the builds' logs (default logs in the output directory)")
+			fs.StringVar(&o.headers, "headers", "", "build `directory` of the kernel that the operands are for")
+			fs.StringVar(&o.suffix, "version-suffix", "", "`text` to append to the packages' versions, such as +site2")
+		},
+		Check:      o.check,
+		Standalone: func(operands []string) bool { return len(operands) > 0 },
+		Run:        func(ctx context.Context, s *cli.Session) error { return extract(ctx, s, o) },
+		Pass:       func(_ context.Context, s *cli.Session) error { return saveLogs(s, o) },
+	})
+}

@@ -1,0 +1,514 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/dkms"
+	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/state"
+)
+
+// A builder is one run of this stage.
+type builder struct {
+	*cli.Session
+	opts    *options
+	tree    *rootfs.Tree
+	lists   []string // layers below a package's, the topmost first
+	kernels []state.Kernel
+}
+
+func build(ctx context.Context, s *cli.Session, o *options) (err error) {
+	b := &builder{Session: s, opts: o}
+	if b.tree, err = openTree(s.Doc); err != nil {
+		return err
+	}
+	if err := b.tree.Use(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.tree.Close()) }()
+	if err := b.chooseKernels(); err != nil {
+		return err
+	}
+	if err := b.choosePackages(ctx); err != nil {
+		return err
+	}
+	for i := range s.Doc.Packages {
+		if err := b.buildPackage(ctx, &s.Doc.Packages[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openTree opens the document's tree. A document that cannot be worked on is
+// wrong usage.
+func openTree(doc *state.Document) (*rootfs.Tree, error) {
+	if doc.Tree == nil {
+		return nil, cli.Usagef("the document names no build tree: mkchroot makes one")
+	}
+	if doc.Tree.Removed {
+		return nil, cli.Usagef("the build tree %s was removed: begin with mkchroot", doc.Tree.Path)
+	}
+	tree, err := rootfs.Open(doc.Tree.Path)
+	if errors.Is(err, rootfs.ErrNoTree) {
+		return nil, diag.WithHint(&cli.UsageError{Err: err}, "begin with mkchroot: a tree that is gone must be made again")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !tree.HasLayer(doc.Tree.Base) {
+		return nil, cli.Usagef("the build tree %s is not complete: it has no base system", doc.Tree.Path)
+	}
+	return tree, nil
+}
+
+func (b *builder) chooseKernels() error {
+	if len(b.Doc.Kernels) == 0 {
+		return cli.Usagef("the document has no kernels: mkchroot adds them")
+	}
+	for _, want := range b.opts.kvers {
+		if b.Doc.Kernel(want) == nil {
+			var have []string
+			for _, k := range b.Doc.Kernels {
+				have = append(have, k.Release)
+			}
+			return cli.Usagef("--kver %s: the document's kernels are %s", want, strings.Join(have, ", "))
+		}
+	}
+	for _, k := range b.Doc.Kernels {
+		if len(b.opts.kvers) == 0 || slices.Contains(b.opts.kvers, k.Release) {
+			b.kernels = append(b.kernels, k)
+		}
+	}
+	return nil
+}
+
+// choosePackages resolves what the flags add and what has to be built again.
+// Packages all of whose builds are good are left as they are.
+func (b *builder) choosePackages(ctx context.Context) error {
+	var requests []string
+	kept := map[string]state.Package{}
+	for _, p := range b.Doc.Packages {
+		requests = append(requests, p.Request)
+		if b.isGood(p) {
+			kept[p.Request] = p
+		}
+	}
+	again := len(requests) > len(kept)
+	for _, r := range b.opts.packages {
+		if isPath(r) {
+			abs, err := filepath.Abs(r)
+			if err != nil {
+				return err
+			}
+			r = abs
+		}
+		if !slices.Contains(requests, r) {
+			requests = append(requests, r)
+		}
+	}
+	if len(requests) == 0 {
+		return cli.Usagef("no package to build: name one with --dkms")
+	}
+	open := slices.DeleteFunc(slices.Clone(requests), func(r string) bool { _, ok := kept[r]; return ok })
+	b.lists = []string{b.Doc.Tree.Base}
+	if len(open) == 0 {
+		return nil
+	}
+	// What failed may have been mended in the archive since.
+	if again || time.Since(b.Doc.Tree.Created) > time.Hour {
+		if err := b.refreshLists(ctx); err != nil {
+			return err
+		}
+	}
+	resolved, err := resolve(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), open)
+	if err != nil {
+		return err
+	}
+	var packages []state.Package
+	for _, r := range requests {
+		if p, ok := kept[r]; ok {
+			packages = append(packages, p)
+			continue
+		}
+		if i := slices.IndexFunc(resolved, func(p state.Package) bool { return p.Request == r }); i >= 0 {
+			packages = append(packages, resolved[i])
+		}
+	}
+	b.Doc.Packages = packages
+	return nil
+}
+
+// isGood says that nothing of the package is to be done for the chosen kernels.
+func (b *builder) isGood(p state.Package) bool {
+	if p.Error != "" || p.Layer == "" || !b.tree.HasLayer(p.Layer) {
+		return false
+	}
+	if p.Kind != state.KindArchive {
+		now, err := resolvePath(p.Request)
+		if err != nil || now.Digest != p.Digest {
+			return false
+		}
+	}
+	for _, k := range b.kernels {
+		n := 0
+		for _, r := range b.Doc.Builds {
+			if r.Package == p.Name && r.Kernel == k.Release {
+				if n++; !b.isGoodBuild(r, p, k) {
+					return false
+				}
+			}
+		}
+		if n == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// isGoodBuild says that a record's results are there, unchanged, and were made
+// from what would be used now.
+func (b *builder) isGoodBuild(r state.Build, p state.Package, k state.Kernel) bool {
+	if r.Status == state.Failed || r.Source != b.sourceDigest(p, k) {
+		return false
+	}
+	if r.Status == state.Skipped {
+		return true
+	}
+	digest, err := state.FileDigest(r.Archive)
+	return err == nil && digest == r.ArchiveDigest
+}
+
+// sourceDigest stands for everything that a build is made from.
+func (b *builder) sourceDigest(p state.Package, k state.Kernel) string {
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%q %q %q %q %q %q %q", p.Name, p.Version, p.Digest, k.Headers, k.Version, b.Doc.Tree.DKMS, b.Doc.Tree.Compiler)
+	return hex.EncodeToString(sum.Sum(nil))
+}
+
+func (b *builder) spec(root sandbox.Root) sandbox.Spec {
+	return sandbox.Spec{Root: root, Mountpoint: b.tree.Mountpoint(), Env: sandbox.DefaultEnv()}
+}
+
+func (b *builder) inside(root sandbox.Root, log io.Writer) apt.Inside {
+	return apt.Inside{Spec: b.spec(root), Log: log}
+}
+
+func (b *builder) refreshLists(ctx context.Context) error {
+	name := rootfs.LayerName("lists", time.Now().String(), fmt.Sprint(os.Getpid()))
+	step := b.Msg.Wait("fetching package lists")
+	defer step.Done("")
+	err := b.tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: name, On: []string{b.Doc.Tree.Base},
+		Make: func(root sandbox.Root) error { return b.inside(root, step).Update(ctx) },
+	})
+	if err != nil {
+		return err
+	}
+	b.lists = []string{name, b.Doc.Tree.Base}
+	return nil
+}
+
+// buildPackage installs one package and builds its modules for all kernels. What
+// fails is recorded; an error means that the stage cannot go on.
+func (b *builder) buildPackage(ctx context.Context, p *state.Package) error {
+	var modules []dkms.Module
+	if b.isGood(*p) {
+		return nil
+	}
+	for _, k := range b.kernels {
+		step := b.Msg.Step("installing %s package, building for %s", orRequest(*p), k.Release)
+		if modules == nil && p.Error == "" {
+			found, err := b.install(ctx, p, step)
+			if ctx.Err() != nil {
+				step.Done("INTERRUPTED")
+				return context.Cause(ctx)
+			}
+			if err != nil {
+				p.Error = err.Error()
+			}
+			modules = found
+		}
+		records, err := b.buildModules(ctx, *p, k, modules, step)
+		b.record(*p, k, modules, records)
+		if err != nil {
+			step.Done("INTERRUPTED")
+			return err
+		}
+		b.report(*p, k, records, step)
+	}
+	return nil
+}
+
+func orRequest(p state.Package) string {
+	if p.Name != "" {
+		return p.Name
+	}
+	return p.Request
+}
+
+// install makes the package's layer and returns its modules.
+func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer) (modules []dkms.Module, err error) {
+	name := rootfs.LayerName("package", p.Kind, p.Name, p.Version, p.Digest)
+	dir, err := b.tree.Record(name)
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(filepath.Join(dir, "install.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+	out := io.MultiWriter(log, watch)
+	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: name, On: b.lists,
+		Make: func(root sandbox.Root) error {
+			inside := b.inside(root, out)
+			sources, err := b.unpack(ctx, *p, inside)
+			if err != nil {
+				return err
+			}
+			added, err := dkms.Add(ctx, inside.Spec, out, sources...)
+			if err != nil {
+				return err
+			}
+			if len(added) == 0 {
+				return errors.New("it brings no DKMS module: none of its files is a /usr/src/*/dkms.conf")
+			}
+			return saveDoc(ctx, inside, *p, dir)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.Layer, p.Doc = name, dir
+	if modules, err = dkms.Added(b.tree.LayerPath(name)); err != nil {
+		return nil, err
+	}
+	if p.Kind == state.KindSource {
+		p.Name, p.Version = modules[0].Name, modules[0].Version
+	}
+	return modules, nil
+}
+
+// unpack puts the package into the tree and returns its source directories
+// there.
+func (b *builder) unpack(ctx context.Context, p state.Package, inside apt.Inside) ([]string, error) {
+	const given = "/run/dkms2bin/given"
+	switch p.Kind {
+	case state.KindSource:
+		inside.Spec.Binds = []sandbox.Bind{{Source: p.Request, Target: given}}
+		const copied = "/usr/src/dkms2bin-given"
+		if _, err := inside.Output(ctx, "cp", "-rL", "--no-preserve=ownership", given, copied); err != nil {
+			return nil, err
+		}
+		return []string{copied}, nil
+	case state.KindDeb:
+		inside.Spec.Binds = []sandbox.Bind{{Source: p.Request, Target: given + ".deb"}}
+	}
+	what := p.Name + "=" + p.Version
+	if p.Kind == state.KindDeb {
+		what = given + ".deb"
+	}
+	inside.Spec.Files = dkms.InstallStubs()
+	if err := inside.Install(ctx, what); err != nil {
+		return nil, err
+	}
+	if err := inside.Clean(ctx); err != nil {
+		return nil, err
+	}
+	files, err := inside.Files(ctx, p.Name)
+	if err != nil {
+		return nil, err
+	}
+	if sources := dkms.Sources(files); len(sources) > 0 {
+		return sources, nil
+	}
+	return dkms.SourcesIn(inside.Spec.Root.Upper)
+}
+
+// saveDoc keeps the package's copyright and changelog for its binary packages.
+func saveDoc(ctx context.Context, inside apt.Inside, p state.Package, dir string) error {
+	for name, paths := range map[string]string{
+		"copyright": "copyright",
+		"changelog": "changelog.Debian.gz changelog.gz changelog.Debian changelog",
+	} {
+		script := `cd "/usr/share/doc/$1" 2>/dev/null || exit 0; for f in $2; do if [ -f "$f" ]; then case $f in *.gz) gzip -dc "$f";; *) cat "$f";; esac; exit; fi; done`
+		content, err := inside.Output(ctx, "sh", "-c", script, "sh", p.Name, paths)
+		if err != nil {
+			return err
+		}
+		if len(content) == 0 {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// buildModules builds the package's modules for one kernel, each in a layer of
+// its own. Records that are good are kept.
+func (b *builder) buildModules(ctx context.Context, p state.Package, k state.Kernel, modules []dkms.Module, step *cli.Step) ([]state.Build, error) {
+	if p.Error != "" {
+		r := state.Build{Package: orRequest(p), Kernel: k.Release, Status: state.Failed, Stage: "dkmsbuild", Reason: "cannot install it: " + p.Error}
+		dir, err := b.tree.Record(rootfs.LayerName("package", p.Kind, p.Name, p.Version, p.Digest))
+		if err != nil {
+			return nil, err
+		}
+		r.Log = filepath.Join(dir, "install.log")
+		return []state.Build{r}, nil
+	}
+	var records []state.Build
+	for _, m := range modules {
+		if old := b.find(p.Name, m, k); old != nil && b.isGoodBuild(*old, p, k) {
+			records = append(records, *old)
+			continue
+		}
+		r, err := b.buildOne(ctx, p, k, m, step)
+		if err != nil {
+			return records, err
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+func (b *builder) buildOne(ctx context.Context, p state.Package, k state.Kernel, m dkms.Module, watch io.Writer) (state.Build, error) {
+	layer := rootfs.LayerName("build", p.Name, m.Name, m.Version, k.Release)
+	dir, err := b.tree.Record(layer)
+	if err != nil {
+		return state.Build{}, err
+	}
+	file := strings.ReplaceAll(fmt.Sprintf("%s-%s-%s", m.Name, m.Version, k.Release), "/", "_")
+	r := state.Build{
+		Package: p.Name, Module: m.Name, ModuleVersion: m.Version, Kernel: k.Release, Layer: layer,
+		Source: b.sourceDigest(p, k), Log: filepath.Join(dir, file+".log"),
+		Started: time.Now().UTC().Truncate(time.Second),
+	}
+	archive := filepath.Join(dir, file+".dkms.tar.gz")
+	start := time.Now()
+	var res dkms.Result
+	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: layer, On: []string{p.Layer, k.Layer, b.Doc.Tree.Base}, Replace: true,
+		Make: func(root sandbox.Root) (err error) {
+			res, err = dkms.Build(ctx, dkms.BuildSpec{
+				Spec: b.spec(root), Module: m, Kernel: k.Release, Timeout: b.opts.timeout,
+				Watch: watch, Archive: archive, Log: r.Log,
+			})
+			return err
+		},
+	})
+	if ctx.Err() != nil {
+		return r, context.Cause(ctx)
+	}
+	if err != nil {
+		return r, err
+	}
+	r.Seconds = float64(time.Since(start).Milliseconds()) / 1000
+	switch res.Outcome {
+	case dkms.OutcomeBuilt:
+		r.Status, r.Archive = state.Built, archive
+		if r.ArchiveDigest, err = state.FileDigest(archive); err != nil {
+			return r, err
+		}
+	case dkms.OutcomeSkipped:
+		r.Status, r.Reason = state.Skipped, res.Reason
+	default:
+		r.Status, r.Reason, r.Stage = state.Failed, res.Reason, "dkmsbuild"
+	}
+	return r, nil
+}
+
+func (b *builder) find(pkg string, m dkms.Module, k state.Kernel) *state.Build {
+	for i, r := range b.Doc.Builds {
+		if r.Package == pkg && r.Module == m.Name && r.ModuleVersion == m.Version && r.Kernel == k.Release {
+			return &b.Doc.Builds[i]
+		}
+	}
+	return nil
+}
+
+// record puts the records of a package and kernel into the document, in place of
+// older ones, in the order of packages, modules and kernels as asked for.
+func (b *builder) record(p state.Package, k state.Kernel, modules []dkms.Module, records []state.Build) {
+	stale := func(r state.Build) bool {
+		if r.Kernel != k.Release || (r.Package != p.Name && r.Package != p.Request) {
+			return false
+		}
+		// An interrupted run leaves what it has not come to.
+		redone := slices.ContainsFunc(records, func(n state.Build) bool { return n.Module == r.Module && n.ModuleVersion == r.ModuleVersion })
+		known := slices.ContainsFunc(modules, func(m dkms.Module) bool { return m.Name == r.Module && m.Version == r.ModuleVersion })
+		return redone || !known
+	}
+	all := append(slices.DeleteFunc(b.Doc.Builds, stale), records...)
+	place := func(r state.Build) (int, string, int) {
+		pi := slices.IndexFunc(b.Doc.Packages, func(o state.Package) bool { return o.Name == r.Package || o.Request == r.Package })
+		ki := slices.IndexFunc(b.Doc.Kernels, func(o state.Kernel) bool { return o.Release == r.Kernel })
+		return pi, r.Module, ki
+	}
+	slices.SortStableFunc(all, func(x, y state.Build) int {
+		xp, xm, xk := place(x)
+		yp, ym, yk := place(y)
+		if xp != yp {
+			return xp - yp
+		}
+		if c := strings.Compare(xm, ym); c != 0 {
+			return c
+		}
+		return xk - yk
+	})
+	b.Doc.Builds = all
+}
+
+// report writes what came of a package for a kernel.
+func (b *builder) report(p state.Package, k state.Kernel, records []state.Build, step *cli.Step) {
+	built, failed := 0, 0
+	for _, r := range records {
+		switch r.Status {
+		case state.Built:
+			built++
+		case state.Failed:
+			failed++
+		}
+	}
+	switch {
+	case failed > 0:
+		step.Done("FAILED")
+	case built == 0:
+		step.Done("SKIPPED")
+	default:
+		step.Done("OK")
+	}
+	for _, r := range records {
+		what := strings.TrimSpace(r.Module + " " + r.ModuleVersion)
+		switch {
+		case r.Status == state.Failed && r.Module == "":
+			b.Msg.Warn("%s: %s", r.Package, r.Reason)
+			b.Msg.Hint("the whole log is %s", r.Log)
+		case r.Status == state.Failed:
+			b.Msg.Warn("%s: cannot build %s for %s: %s", r.Package, what, k.Release, r.Reason)
+			b.Msg.Hint("the whole log is %s", r.Log)
+		case r.Status == state.Skipped:
+			b.Msg.Info("%s: %s is not meant for %s: %s", r.Package, what, k.Release, r.Reason)
+		}
+	}
+	if k.Requested && built == 0 && failed == 0 {
+		b.Msg.Warn("%s yields nothing for %s", orRequest(p), k.Release)
+	}
+}

@@ -1,0 +1,76 @@
+// Dkmsbuild puts DKMS packages into the build tree and builds each of their
+// modules for each kernel. It reads a document, adds one record for each module
+// and kernel, and writes it.
+//
+//	dkmsbuild --dkms i40e-dkms hpsa-dkms <1.json >2.json
+//	dkmsbuild <2.json >3.json     # builds again what failed
+package main
+
+import (
+	"context"
+	"flag"
+	"time"
+
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/sandbox"
+)
+
+const manual = `
+Installs DKMS packages into layers of the build tree and builds each of their
+modules for each kernel of the document. A package is a name in the archive;
+name=version; name-version~, a version that begins so; the path of a .deb; or the
+path of a source directory with a dkms.conf.
+
+Run again on its own document it builds what failed or is missing, and keeps
+what is good; --dkms adds to what was asked for.`
+
+type options struct {
+	packages cli.List
+	kvers    cli.List
+	timeout  time.Duration
+	shell    string
+}
+
+func (o *options) check([]string) error {
+	if o.timeout <= 0 {
+		return cli.Usagef("--timeout %s: it must be positive", o.timeout)
+	}
+	for _, p := range o.packages {
+		if err := checkRequest(p); err != nil {
+			return err
+		}
+	}
+	if o.shell != "" {
+		if _, err := parseTarget(o.shell); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func main() {
+	sandbox.Init()
+	o := &options{}
+	cli.Main(cli.Program{
+		Name: "dkmsbuild", Manual: manual,
+		Flags: func(fs *flag.FlagSet) {
+			fs.Var(&o.packages, "dkms", "`package` to build modules from")
+			fs.Var(&o.kvers, "kver", "build for this `release` among the document's kernels (default all of them)")
+			fs.DurationVar(&o.timeout, "timeout", 30*time.Minute, "`time` that one build may take")
+			fs.StringVar(&o.shell, "shell", "", "open a shell on the terminal where `MODULE/VERSION,KVER` was built or failed")
+		},
+		Check: o.check,
+		Run: func(ctx context.Context, s *cli.Session) error {
+			if o.shell != "" {
+				return shell(ctx, s, o.shell)
+			}
+			return build(ctx, s, o)
+		},
+		Pass: func(ctx context.Context, s *cli.Session) error {
+			if o.shell != "" {
+				return shell(ctx, s, o.shell)
+			}
+			return nil
+		},
+	})
+}

@@ -1,0 +1,298 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/state"
+)
+
+// isPath tells a path from a package's name, which has no slash.
+func isPath(request string) bool {
+	return strings.Contains(request, "/") || strings.HasSuffix(request, ".deb")
+}
+
+// checkRequest looks at the form of a request, and at the host's files.
+func checkRequest(request string) error {
+	if !isPath(request) {
+		if strings.ContainsAny(request, " \t\n") {
+			return cli.Usagef("--dkms %q: a package name has no blanks", request)
+		}
+		return nil
+	}
+	info, err := os.Stat(request)
+	if err != nil {
+		return cli.Usagef("--dkms: %w", err)
+	}
+	if info.IsDir() {
+		if _, err := os.Stat(filepath.Join(request, "dkms.conf")); err != nil {
+			return cli.Usagef("--dkms %s: the directory holds no dkms.conf", request)
+		}
+		return nil
+	}
+	if !info.Mode().IsRegular() || !strings.HasSuffix(request, ".deb") {
+		return cli.Usagef("--dkms %s: neither a .deb nor a source directory", request)
+	}
+	return nil
+}
+
+// resolve finds what each request stands for. Nothing is installed yet, so that
+// a mistyped name costs no build. All requests that cannot be resolved are
+// reported together.
+func resolve(ctx context.Context, inside apt.Inside, requests []string) ([]state.Package, error) {
+	var packages []state.Package
+	var errs []error
+	for _, request := range requests {
+		p, err := resolveOne(ctx, inside, request)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			errs = append(errs, err)
+			continue
+		}
+		if i := slices.IndexFunc(packages, func(o state.Package) bool { return o.Name == p.Name }); i >= 0 {
+			if packages[i].Version != p.Version || packages[i].Digest != p.Digest {
+				errs = append(errs, fmt.Errorf("%s and %s are the same package in two versions", packages[i].Request, p.Request))
+			}
+			continue
+		}
+		packages = append(packages, p)
+	}
+	if len(errs) == 1 {
+		return nil, errs[0]
+	}
+	if len(errs) > 1 {
+		var hints []string
+		for _, err := range errs {
+			if h := diag.Hint(err); h != "" {
+				hints = append(hints, h)
+			}
+		}
+		err := errors.New(strings.ReplaceAll(errors.Join(errs...).Error(), "\n", "; "))
+		if len(hints) > 0 {
+			err = diag.WithHint(err, "%s", strings.Join(hints, "; "))
+		}
+		return nil, err
+	}
+	return packages, nil
+}
+
+func resolveOne(ctx context.Context, inside apt.Inside, request string) (state.Package, error) {
+	p := state.Package{Request: request}
+	if isPath(request) {
+		return resolvePath(request)
+	}
+	if name, version, ok := strings.Cut(request, "="); ok {
+		found, err := inside.Show(ctx, name)
+		if err != nil {
+			return p, err
+		}
+		for _, c := range found[name] {
+			if c.Version == version {
+				return fromArchive(request, c), nil
+			}
+		}
+		if len(found[name]) > 0 {
+			return p, diag.WithHint(fmt.Errorf("the repositories have no version %s of %s", version, name),
+				"of %s they have %s", name, strings.Join(versions(found[name]), ", "))
+		}
+		return p, unknown(ctx, inside, name)
+	}
+	if prefix, ok := strings.CutSuffix(request, "~"); ok {
+		return resolvePrefix(ctx, inside, request, prefix)
+	}
+	preferred, err := inside.Preferred(ctx, request)
+	if err != nil {
+		return p, err
+	}
+	version := preferred[request]
+	if version == "" {
+		return p, unknown(ctx, inside, request)
+	}
+	found, err := inside.Show(ctx, request)
+	if err != nil {
+		return p, err
+	}
+	for _, c := range found[request] {
+		if c.Version == version {
+			return fromArchive(request, c), nil
+		}
+	}
+	return p, unknown(ctx, inside, request)
+}
+
+func fromArchive(request string, c apt.Candidate) state.Package {
+	return state.Package{
+		Request: request, Kind: state.KindArchive, Name: c.Name, Version: c.Version, Digest: c.SHA256,
+		Source: fmt.Sprintf("%s (= %s)", c.Source, c.SourceVersion),
+	}
+}
+
+// resolvePrefix reads "name-version~": any cut at a hyphen may be the one
+// between name and version.
+func resolvePrefix(ctx context.Context, inside apt.Inside, request, prefix string) (state.Package, error) {
+	p := state.Package{Request: request}
+	type cut struct{ name, version string }
+	var cuts []cut
+	var names []string
+	for i, r := range prefix {
+		if r == '-' && i > 0 && i+1 < len(prefix) {
+			cuts = append(cuts, cut{prefix[:i], prefix[i+1:]})
+			names = append(names, prefix[:i])
+		}
+	}
+	if len(cuts) == 0 {
+		return p, fmt.Errorf("%s: not of the form name-version~", request)
+	}
+	shown, err := inside.Show(ctx, names...)
+	if err != nil {
+		return p, err
+	}
+	var matches, others []apt.Candidate
+	for _, c := range cuts {
+		for _, candidate := range shown[c.name] {
+			_, upstream, hasEpoch := strings.Cut(candidate.Version, ":")
+			if strings.HasPrefix(candidate.Version, c.version) || (hasEpoch && strings.HasPrefix(upstream, c.version)) {
+				matches = append(matches, candidate)
+			} else {
+				others = append(others, candidate)
+			}
+		}
+	}
+	switch {
+	case len(matches) == 1:
+		return fromArchive(request, matches[0]), nil
+	case len(matches) > 1:
+		return p, diag.WithHint(fmt.Errorf("%s is ambiguous", request), "it may mean %s", strings.Join(pinned(matches), ", "))
+	case len(others) > 0:
+		return p, diag.WithHint(fmt.Errorf("the repositories have no package for %s", request), "there are %s", strings.Join(pinned(others), ", "))
+	}
+	return p, unknown(ctx, inside, names[len(names)-1])
+}
+
+func versions(list []apt.Candidate) []string {
+	var out []string
+	for _, c := range list {
+		out = append(out, c.Version)
+	}
+	return out
+}
+
+func pinned(list []apt.Candidate) []string {
+	var out []string
+	for _, c := range list {
+		out = append(out, c.Name+"="+c.Version)
+	}
+	return out
+}
+
+// unknown is the error for a name that the repositories do not have.
+func unknown(ctx context.Context, inside apt.Inside, name string) error {
+	err := fmt.Errorf("the repositories have no package %s", name)
+	all, listErr := inside.Names(ctx, "")
+	if listErr != nil {
+		return errors.Join(err, listErr)
+	}
+	all = slices.DeleteFunc(all, func(n string) bool { return !strings.HasSuffix(n, "-dkms") })
+	if similar := apt.Similar(name, all, 5); len(similar) > 0 {
+		return diag.WithHint(err, "did you mean %s?", strings.Join(similar, ", "))
+	}
+	return diag.WithHint(err, "they have %d packages whose names end in -dkms; is a repository or component missing?", len(all))
+}
+
+// resolvePath reads what a .deb or a source directory says of itself, as far as
+// that can be read without running it.
+func resolvePath(request string) (p state.Package, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot use %s: %w", request, err)
+		}
+	}()
+	path, err := filepath.Abs(request)
+	if err != nil {
+		return p, err
+	}
+	p.Request = path
+	info, err := os.Stat(path)
+	if err != nil {
+		return p, err
+	}
+	if info.IsDir() {
+		p.Kind = state.KindSource
+		p.Name = filepath.Base(path) // until dkms has read its dkms.conf
+		p.Digest, p.Date, err = digestDir(path)
+		return p, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return p, err
+	}
+	defer f.Close()
+	archive, err := deb.Open(f, info.Size())
+	if err != nil {
+		return p, err
+	}
+	control, err := archive.Control()
+	if err != nil {
+		return p, err
+	}
+	p.Kind, p.Name, p.Version = state.KindDeb, control.Get("Package"), control.Get("Version")
+	source, version := apt.SourceOf(control)
+	p.Source = fmt.Sprintf("%s (= %s)", source, version)
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return p, err
+	}
+	p.Digest, err = state.Digest(f)
+	return p, err
+}
+
+// digestDir is a digest of the names, modes and contents of a directory, and the
+// time of its newest file.
+func digestDir(dir string) (digest string, newest time.Time, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return "", newest, err
+	}
+	defer root.Close()
+	sum := sha256.New()
+	err = fs.WalkDir(root.FS(), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(sum, "%q %v\n", path, info.Mode())
+		switch {
+		case info.Mode()&fs.ModeSymlink != 0:
+			target, err := root.Readlink(path)
+			fmt.Fprintf(sum, "%q\n", target)
+			return err
+		case info.Mode().IsRegular():
+			if info.ModTime().After(newest) {
+				newest = info.ModTime().UTC().Truncate(time.Second)
+			}
+			content, err := state.FileDigest(filepath.Join(dir, path))
+			fmt.Fprintln(sum, content)
+			return err
+		}
+		return nil
+	})
+	return hex.EncodeToString(sum.Sum(nil)), newest, err
+}

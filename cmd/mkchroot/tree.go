@@ -1,0 +1,257 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/dkms"
+	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/state"
+)
+
+// buildSet is what every build needs besides headers.
+var buildSet = []string{"build-essential", "dkms", "debhelper", "kmod"}
+
+const baseLayer = "base"
+
+// makeTree makes the tree and fills the document. What was made before an error
+// is in the document too, so that rmchroot can remove it.
+func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
+	host, err := apt.ReadHost(ctx)
+	if err != nil {
+		return err
+	}
+	sources := o.sources
+	if len(sources) == 0 {
+		if sources, err = host.Own(); err != nil {
+			return err
+		}
+		if o.release != "" {
+			sources = apt.ForSuite(sources, o.release)
+		}
+	}
+
+	s.Msg.Announce("creating chroot environment")
+	step := s.Msg.Wait("creating chroot environment")
+	defer step.Done("")
+	tree, err := rootfs.Create(o.workDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tree.Close()) }()
+	s.Doc.Tree = &state.Tree{
+		Path: tree.Path, Suite: sources[0].Suite, Distribution: host.Distribution,
+		Architecture: host.Architecture, Repositories: repositories(sources), Created: time.Now().UTC().Truncate(time.Second),
+	}
+	log, err := os.Create(filepath.Join(tree.Path, "records", "mkchroot.log"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+	watch := io.MultiWriter(log, step)
+
+	if err := makeBase(ctx, tree, sources, watch); err != nil {
+		return err
+	}
+	s.Doc.Tree.Base = baseLayer
+	inside := apt.Inside{
+		Spec: sandbox.Spec{Root: tree.Root(baseLayer), Mountpoint: tree.Mountpoint(), Env: sandbox.DefaultEnv()},
+		Log:  watch,
+	}
+	if id, err := inside.Output(ctx, "sh", "-c", ". /etc/os-release && echo $ID"); err == nil {
+		s.Doc.Tree.Distribution = strings.TrimSpace(string(id))
+	}
+	installed, err := inside.Installed(ctx)
+	if err != nil {
+		return err
+	}
+	s.Doc.Tree.DKMS, s.Doc.Tree.Compiler = installed["dkms"], installed["gcc"]
+
+	kernels, err := findKernels(ctx, inside, s.Doc.Tree, o.kvers)
+	if err != nil {
+		return err
+	}
+	for _, k := range kernels {
+		if err := installHeaders(ctx, tree, inside, &k); err != nil {
+			return fmt.Errorf("cannot install the headers of %s: %w", k.Release, err)
+		}
+		s.Doc.Kernels = append(s.Doc.Kernels, k)
+	}
+	return nil
+}
+
+// repositories are the sources as the document tells them, without credentials.
+func repositories(sources []apt.Source) []state.Repository {
+	var out []state.Repository
+	for _, s := range sources {
+		uri := s.URI
+		if u, err := url.Parse(uri); err == nil {
+			u.User = nil
+			uri = u.String()
+		}
+		out = append(out, state.Repository{URI: uri, Suite: s.Suite, Components: s.Components, Trusted: s.Trusted()})
+	}
+	return out
+}
+
+// makeBase makes the base layer. The program that makes it reads the keyrings on
+// the host, apt inside reads copies of them in the tree.
+func makeBase(ctx context.Context, tree *rootfs.Tree, sources []apt.Source, log io.Writer) error {
+	inTree, keyrings, err := moveKeyrings(sources)
+	if err != nil {
+		return err
+	}
+	spec := rootfs.BaseSpec{
+		Suite: sources[0].Suite, Mirror: sources[0].URI, Parts: sources[0].Components,
+		Sources: apt.Stanzas(sources), Packages: buildSet, AptConf: []byte(apt.Config), Log: log,
+	}
+	if key := sources[0].SignedBy(); strings.HasPrefix(key, "/") {
+		spec.Keyring = key
+	}
+	for _, s := range sources {
+		if strings.HasPrefix(s.URI, "https:") {
+			spec.Packages = append(spec.Packages, "ca-certificates")
+			break
+		}
+	}
+	files := append(keyrings,
+		rootfs.ConfigFile{Path: "/etc/apt/sources.list.d/dkms2bin.sources", Content: apt.Stanzas(inTree), Mode: 0o600},
+		rootfs.ConfigFile{Path: "/etc/apt/apt.conf.d/90dkms2bin", Content: []byte(apt.Config), Mode: 0o644},
+		rootfs.ConfigFile{Path: "/etc/dpkg/dpkg.cfg.d/dkms2bin", Content: []byte("force-confdef\nforce-confold\nforce-unsafe-io\n"), Mode: 0o644},
+		rootfs.ConfigFile{Path: "/usr/sbin/policy-rc.d", Content: []byte("#!/bin/sh\nexit 101\n"), Mode: 0o755},
+		// Regular files, so that the sandbox can put the host's over them.
+		rootfs.ConfigFile{Path: "/etc/resolv.conf", Mode: 0o644},
+		rootfs.ConfigFile{Path: "/etc/hosts", Content: []byte("127.0.0.1 localhost\n"), Mode: 0o644},
+	)
+	for path, content := range dkms.ConfigFiles() {
+		files = append(files, rootfs.ConfigFile{Path: path, Content: []byte(content), Mode: 0o644})
+	}
+	return tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: baseLayer,
+		Make: func(root sandbox.Root) error {
+			if err := rootfs.MakeBase(ctx, tree.Mountpoint(), root.Upper, spec); err != nil {
+				return err
+			}
+			return rootfs.Configure(root.Upper, files, "/etc/apt/sources.list", "/etc/apt/sources.list.d", "/etc/apt/apt.conf.d/99mmdebstrap")
+		},
+	})
+}
+
+// moveKeyrings returns the sources with keyrings as they are called in the tree,
+// and those keyrings. The host's general keyrings come along for repositories
+// that name none.
+func moveKeyrings(sources []apt.Source) ([]apt.Source, []rootfs.ConfigFile, error) {
+	var files []rootfs.ConfigFile
+	moved := map[string]string{}
+	out := make([]apt.Source, 0, len(sources))
+	for _, s := range sources {
+		key := s.SignedBy()
+		if !strings.HasPrefix(key, "/") { // none, or the key itself
+			out = append(out, s)
+			continue
+		}
+		if moved[key] == "" {
+			content, err := os.ReadFile(key)
+			if err != nil {
+				return nil, nil, fmt.Errorf("cannot read the keyring of %s: %w", s, err)
+			}
+			moved[key] = fmt.Sprintf("/etc/apt/dkms2bin-%d%s", len(moved), filepath.Ext(key))
+			files = append(files, rootfs.ConfigFile{Path: moved[key], Content: content, Mode: 0o644})
+		}
+		out = append(out, s.With("Signed-By", moved[key]))
+	}
+	general, err := filepath.Glob("/etc/apt/trusted.gpg.d/*")
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, path := range general {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return nil, nil, fmt.Errorf("cannot read a keyring of the host: %w", err)
+		}
+		files = append(files, rootfs.ConfigFile{Path: path, Content: content, Mode: 0o644})
+	}
+	return out, files, nil
+}
+
+// installHeaders makes the layer of a kernel's headers and saves what is to be
+// known of the kernel.
+func installHeaders(ctx context.Context, tree *rootfs.Tree, base apt.Inside, k *state.Kernel) error {
+	k.Layer = rootfs.LayerName("headers", k.Release, k.Version)
+	return tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: k.Layer, On: []string{baseLayer},
+		Make: func(root sandbox.Root) error {
+			inside := base
+			inside.Spec.Root = root
+			// Where headers bring the image along, no initramfs is wanted.
+			inside.Spec.Env = append(sandbox.DefaultEnv(), "INITRD=No")
+			if err := inside.Install(ctx, k.Headers+"="+k.Version); err != nil {
+				return err
+			}
+			if err := inside.Clean(ctx); err != nil {
+				return err
+			}
+			return saveFacts(ctx, tree, inside, k)
+		},
+	})
+}
+
+// factFiles are the files of a kernel's build directory that debextract reads.
+var factFiles = []string{
+	"include/config/kernel.release", "include/generated/utsrelease.h",
+	"include/config/auto.conf", ".config", "Module.symvers",
+}
+
+func saveFacts(ctx context.Context, tree *rootfs.Tree, inside apt.Inside, k *state.Kernel) error {
+	files, err := inside.Files(ctx, k.Headers)
+	if err != nil {
+		return err
+	}
+	for _, prefix := range []string{"/lib/modules", "/usr/lib/modules"} {
+		for _, f := range files {
+			if f == prefix+"/"+k.Release+"/build" {
+				k.ModulesPrefix = prefix
+			}
+		}
+	}
+	if k.ModulesPrefix == "" {
+		return fmt.Errorf("the package %s ships no /lib/modules/%s/build", k.Headers, k.Release)
+	}
+	dir, err := tree.Record(k.Layer)
+	if err != nil {
+		return err
+	}
+	build := "/lib/modules/" + k.Release + "/build/"
+	for _, name := range factFiles {
+		content, err := inside.Output(ctx, "sh", "-c", `[ ! -e "$1" ] || cat "$1"`, "sh", build+name)
+		if err != nil {
+			return err
+		}
+		if len(content) == 0 {
+			continue
+		}
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			return err
+		}
+		if name == "include/config/auto.conf" {
+			k.Modversions = bytes.Contains(content, []byte("\nCONFIG_MODVERSIONS=y\n"))
+		}
+	}
+	k.Facts = dir
+	return nil
+}

@@ -1,0 +1,153 @@
+// Rmchroot removes the build tree of a document, the trees given as operands, or
+// those that a stage left behind when it died.
+//
+//	rmchroot <4.json >5.json
+//	rmchroot --stale >/dev/null
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
+)
+
+const manual = `
+Removes the document's build tree, or the trees DIR. A tree in which a stage is at
+work is left alone, and so is whatever is not a build tree.
+
+With --stale it removes, below the work directory, the trees of stages that died;
+with --older-than as well, those that nobody used for that long. With --keep it
+removes nothing, and says where the document's tree is and how to enter it.`
+
+type options struct {
+	stale     bool
+	keep      bool
+	olderThan time.Duration
+	workDir   string
+}
+
+func (o *options) check(operands []string) error {
+	if o.stale && len(operands) > 0 {
+		return cli.Usagef("--stale looks for trees itself: give no operands")
+	}
+	if o.keep && (o.stale || len(operands) > 0) {
+		return cli.Usagef("--keep is for the tree of a document: it goes with no operands, nor with --stale")
+	}
+	if o.olderThan < 0 {
+		return cli.Usagef("--older-than %s: it must not be negative", o.olderThan)
+	}
+	if o.olderThan > 0 && !o.stale {
+		return cli.Usagef("--older-than goes with --stale")
+	}
+	if o.workDir == "" {
+		dir, err := rootfs.DefaultWorkDir()
+		if err != nil {
+			return err
+		}
+		o.workDir = dir
+	}
+	return nil
+}
+
+func remove(_ context.Context, s *cli.Session, o *options) error {
+	switch {
+	case o.stale:
+		trees, err := rootfs.Stale(o.workDir, o.olderThan)
+		if err != nil {
+			return err
+		}
+		return removeTrees(s, trees)
+	case len(s.Operands) > 0:
+		var trees []*rootfs.Tree
+		for _, operand := range s.Operands {
+			path, err := filepath.Abs(operand)
+			if err != nil {
+				return err
+			}
+			tree, err := rootfs.Open(path)
+			if err != nil {
+				return unusable(err)
+			}
+			trees = append(trees, tree)
+		}
+		return removeTrees(s, trees)
+	case s.Doc.Tree == nil || s.Doc.Tree.Removed:
+		return nil
+	}
+	tree, err := rootfs.Open(s.Doc.Tree.Path)
+	if err != nil {
+		return unusable(err)
+	}
+	if o.keep {
+		return keep(s)
+	}
+	if err := removeTrees(s, []*rootfs.Tree{tree}); err != nil {
+		return err
+	}
+	s.Doc.Tree.Removed = true
+	return nil
+}
+
+// keep says where everything is. The copy of the document is written when this
+// stage hands it on.
+func keep(s *cli.Session) error {
+	document := s.Copy()
+	s.Msg.Info("the chroot environment is kept in %s", s.Doc.Tree.Path)
+	s.Msg.Info("its document is %s", document)
+	program := "dkmsbuild"
+	if self, err := os.Executable(); err == nil {
+		program = filepath.Join(filepath.Dir(self), program)
+	}
+	for _, b := range s.Doc.Builds {
+		if b.Layer != "" {
+			s.Msg.Hint("a shell where %s was %s: %s --shell %s/%s,%s <%s", b.Module, b.Status, program, b.Module, b.ModuleVersion, b.Kernel, document)
+		}
+	}
+	s.Msg.Hint("remove it with: %s <%s >/dev/null", strings.TrimSuffix(program, "dkmsbuild")+"rmchroot", document)
+	return nil
+}
+
+// unusable makes wrong usage of what is not a tree.
+func unusable(err error) error {
+	if errors.Is(err, rootfs.ErrNoTree) {
+		return diag.WithHint(&cli.UsageError{Err: err}, "rmchroot removes only trees that mkchroot made")
+	}
+	return err
+}
+
+func removeTrees(s *cli.Session, trees []*rootfs.Tree) error {
+	var errs []error
+	for _, t := range trees {
+		s.Msg.Announce("removing chroot environment %s", t.Path)
+		errs = append(errs, t.Remove())
+	}
+	return errors.Join(errs...)
+}
+
+func main() {
+	sandbox.Init()
+	o := &options{}
+	run := func(ctx context.Context, s *cli.Session) error { return remove(ctx, s, o) }
+	cli.Main(cli.Program{
+		Name: "rmchroot", Manual: manual, Operands: "DIR...",
+		Flags: func(fs *flag.FlagSet) {
+			fs.BoolVar(&o.stale, "stale", false, "remove the trees of stages that died")
+			fs.BoolVar(&o.keep, "keep", false, "only say where the document's tree is and how to enter it")
+			fs.DurationVar(&o.olderThan, "older-than", 0, "with --stale also trees that nobody used for this `time`")
+			fs.StringVar(&o.workDir, "work-dir", "", "`directory` of build trees (default as for mkchroot)")
+		},
+		Check:      o.check,
+		Standalone: func(operands []string) bool { return o.stale || len(operands) > 0 },
+		Run:        run,
+		Pass:       run,
+	})
+}

@@ -1,0 +1,334 @@
+// Package apt finds the host's package repositories, and runs apt and dpkg
+// inside a root tree.
+package apt
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/sandbox"
+)
+
+// Config is apt's configuration inside a tree, apt.conf(5): nothing that was not
+// asked for is installed, half an update is a failure, and a mirror that stalls
+// is given up.
+const Config = `APT::Install-Recommends "false";
+APT::Install-Suggests "false";
+APT::Get::Assume-Yes "true";
+APT::Update::Error-Mode "any";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Acquire::http::Timeout "60";
+Acquire::https::Timeout "60";
+Dpkg::Use-Pty "0";
+`
+
+// Inside runs apt and dpkg in the root of a sandbox.
+type Inside struct {
+	// Spec has the root; what is run is filled in here.
+	Spec sandbox.Spec
+	// Log takes all output of apt-get and dpkg, may be nil.
+	Log io.Writer
+}
+
+// Output runs a command without network and returns its standard output.
+func (i Inside) Output(ctx context.Context, args ...string) ([]byte, error) {
+	var out bytes.Buffer
+	spec := i.Spec
+	spec.Args, spec.Stdout, spec.Stderr = args, &out, i.Log
+	err := sandbox.Run(ctx, spec)
+	return out.Bytes(), err
+}
+
+// run runs apt-get; its failure carries apt's own reason.
+func (i Inside) run(ctx context.Context, network bool, args ...string) error {
+	var out limited
+	spec := i.Spec
+	spec.Args, spec.Network = append([]string{"apt-get"}, args...), network
+	spec.Stdout = &out
+	if i.Log != nil {
+		spec.Stdout = io.MultiWriter(&out, i.Log)
+	}
+	spec.Stderr = spec.Stdout
+	err := sandbox.Run(ctx, spec)
+	var exit *sandbox.ExitError
+	if errors.As(err, &exit) {
+		if reason := Reason(out.String()); reason != "" {
+			return &Failure{Reason: reason, Output: out.String(), Err: err}
+		}
+	}
+	return err
+}
+
+// A Failure is apt-get's exit with an error, and the reason that it printed.
+type Failure struct {
+	Reason string
+	Output string // the end of what it printed
+	Err    error
+}
+
+func (f *Failure) Error() string { return f.Reason }
+func (f *Failure) Unwrap() error { return f.Err }
+
+// limited keeps the last megabyte.
+type limited struct{ bytes.Buffer }
+
+func (l *limited) Write(p []byte) (int, error) {
+	const most = 1 << 20
+	if l.Len()+len(p) > most && l.Len() > most/2 {
+		l.Next(l.Len() - most/2)
+	}
+	return l.Buffer.Write(p)
+}
+
+var (
+	errorLine  = regexp.MustCompile(`(?m)^E: (.*)$`)
+	dpkgLine   = regexp.MustCompile(`(?m)^dpkg: error processing [^\n]*:\n (.*)$`)
+	unmetLine  = regexp.MustCompile(`(?m)^ ?(\S+ : (?:Depends|PreDepends|Conflicts|Breaks): .*)$`)
+	uselessErr = regexp.MustCompile(`^(Sub-process .* returned an error code|Some index files failed to download|Unable to fetch some archives|Unable to correct problems|The repository '.*' is not signed|Error, pkgProblemResolver)`)
+)
+
+// Reason finds in apt-get's output why it failed, in one line.
+func Reason(output string) string {
+	var reasons []string
+	add := func(s string) {
+		if s = strings.TrimSpace(s); s != "" && !slices.Contains(reasons, s) {
+			reasons = append(reasons, s)
+		}
+	}
+	for _, m := range unmetLine.FindAllStringSubmatch(output, 2) {
+		add(m[1])
+	}
+	for _, m := range dpkgLine.FindAllStringSubmatch(output, 2) {
+		add(m[1])
+	}
+	var weak []string
+	for _, m := range errorLine.FindAllStringSubmatch(output, -1) {
+		if uselessErr.MatchString(m[1]) {
+			weak = append(weak, m[1])
+		} else if len(reasons) < 2 {
+			add(m[1])
+		}
+	}
+	if len(reasons) == 0 && len(weak) > 0 {
+		reasons = weak[:1]
+	}
+	return strings.Join(reasons, "; ")
+}
+
+// Update fetches the package lists. Any list that cannot be had is an error.
+func (i Inside) Update(ctx context.Context) error {
+	return i.run(ctx, true, "update", "-q")
+}
+
+// Install installs packages (names, name=version, or paths inside the tree of
+// .debs): first everything is fetched, then the network is cut off. Lists that
+// have become old since, so that the mirror no longer has what they name, are
+// fetched again.
+func (i Inside) Install(ctx context.Context, packages ...string) error {
+	args := func(more ...string) []string {
+		return append(append([]string{"install", "-q", "-y", "--no-install-recommends"}, more...), packages...)
+	}
+	var err error
+	for attempt := range 3 {
+		if attempt > 0 {
+			if !refetchable(err) {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-time.After(time.Duration(attempt) * time.Second):
+			}
+			if updateErr := i.Update(ctx); updateErr != nil {
+				return errors.Join(err, updateErr)
+			}
+		}
+		if err = i.run(ctx, true, args("--download-only")...); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return i.run(ctx, false, args()...)
+}
+
+func refetchable(err error) bool {
+	var f *Failure
+	return errors.As(err, &f) && (strings.Contains(f.Output, "Failed to fetch") || strings.Contains(f.Output, "Unable to fetch"))
+}
+
+// Clean removes fetched .debs from the tree.
+func (i Inside) Clean(ctx context.Context) error {
+	return i.run(ctx, false, "clean")
+}
+
+// A Candidate is a version of a package that the repositories have.
+type Candidate struct {
+	Name, Version, Architecture string
+	Depends                     string
+	SHA256                      string
+	Source, SourceVersion       string
+}
+
+// Show lists every version of the named packages that the repositories have,
+// the newest of each first. Unknown names have no entry.
+func (i Inside) Show(ctx context.Context, names ...string) (map[string][]Candidate, error) {
+	found := map[string][]Candidate{}
+	for chunk := range slices.Chunk(names, 500) {
+		out, err := i.Output(ctx, append([]string{"apt-cache", "show", "--all-versions"}, chunk...)...)
+		var exit *sandbox.ExitError
+		if err != nil && !errors.As(err, &exit) { // an unknown name is exit 100
+			return nil, err
+		}
+		r := deb.NewReader(bytes.NewReader(out))
+		for {
+			s, err := r.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				return nil, fmt.Errorf("cannot read the output of apt-cache show: %w", err)
+			}
+			c := Candidate{
+				Name: s.Get("Package"), Version: s.Get("Version"), Architecture: s.Get("Architecture"),
+				Depends: s.Get("Depends"), SHA256: s.Get("SHA256"),
+			}
+			c.Source, c.SourceVersion = SourceOf(s)
+			if c.SHA256 == "" {
+				continue // installed only, no repository has it
+			}
+			same := func(o Candidate) bool { return o.Version == c.Version && o.Architecture == c.Architecture }
+			if !slices.ContainsFunc(found[c.Name], same) {
+				found[c.Name] = append(found[c.Name], c)
+			}
+		}
+	}
+	for _, list := range found {
+		slices.SortStableFunc(list, func(a, b Candidate) int { return deb.CompareVersions(b.Version, a.Version) })
+	}
+	return found, nil
+}
+
+// SourceOf gives the source package that a binary package's control fields name,
+// and its version: those of the binary package where they are the same.
+func SourceOf(control deb.Stanza) (name, version string) {
+	name, version, ok := strings.Cut(control.Get("Source"), " ")
+	if name == "" {
+		name = control.Get("Package")
+	}
+	if !ok {
+		return name, control.Get("Version")
+	}
+	return name, strings.Trim(version, "()")
+}
+
+// Names lists the packages that the repositories have and whose names begin
+// with prefix, sorted.
+func (i Inside) Names(ctx context.Context, prefix string) ([]string, error) {
+	out, err := i.Output(ctx, "apt-cache", "pkgnames", prefix)
+	if err != nil {
+		return nil, err
+	}
+	names := strings.Fields(string(out))
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// Preferred returns the version that apt would install of each package, by its
+// own rules of preference.
+func (i Inside) Preferred(ctx context.Context, names ...string) (map[string]string, error) {
+	out, err := i.Output(ctx, append([]string{"apt-cache", "policy"}, names...)...)
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]string{}
+	name := ""
+	for line := range strings.Lines(string(out)) {
+		line = strings.TrimRight(line, "\n")
+		if n, ok := strings.CutSuffix(line, ":"); ok && !strings.HasPrefix(line, " ") {
+			name = n
+		}
+		if v, ok := strings.CutPrefix(line, "  Candidate: "); ok && v != "(none)" {
+			found[name] = v
+		}
+	}
+	return found, nil
+}
+
+// Files lists the files of an installed package.
+func (i Inside) Files(ctx context.Context, name string) ([]string, error) {
+	out, err := i.Output(ctx, "dpkg-query", "--listfiles", name)
+	if err != nil {
+		return nil, err
+	}
+	return strings.Split(strings.TrimRight(string(out), "\n"), "\n"), nil
+}
+
+// Installed returns the versions of all installed packages by name.
+func (i Inside) Installed(ctx context.Context) (map[string]string, error) {
+	out, err := i.Output(ctx, "dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package} ${Version}\n")
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "installed" {
+			found[f[1]] = f[2]
+		}
+	}
+	return found, nil
+}
+
+// Similar picks, out of names, those that a person who typed want may have
+// meant: the most similar first, at most n.
+func Similar(want string, names []string, n int) []string {
+	scores := map[string]int{}
+	for _, name := range names {
+		d := distance(want, name)
+		if strings.Contains(name, strings.TrimSuffix(want, "-dkms")) {
+			d = min(d, 2)
+		}
+		if d <= max(2, len(want)/3) {
+			scores[name] = d
+		}
+	}
+	found := slices.SortedFunc(maps.Keys(scores), func(a, b string) int {
+		if d := scores[a] - scores[b]; d != 0 {
+			return d
+		}
+		return strings.Compare(a, b)
+	})
+	return found[:min(n, len(found))]
+}
+
+// distance is the Levenshtein distance of a and b, in bytes.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

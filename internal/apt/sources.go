@@ -1,0 +1,380 @@
+package apt
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/diag"
+)
+
+// A Source is one repository: a URI with one suite. See sources.list(5).
+type Source struct {
+	URI        string
+	Suite      string
+	Components []string // none for a flat repository, whose suite ends in "/"
+	// Options are the other fields of the deb822 format by their names there,
+	// such as Signed-By and Trusted.
+	Options map[string]string
+}
+
+// optionNames maps the options of the one-line format to fields of the deb822
+// format.
+var optionNames = map[string]string{
+	"arch": "Architectures", "trusted": "Trusted", "signed-by": "Signed-By",
+	"check-valid-until": "Check-Valid-Until", "check-date": "Check-Date",
+	"valid-until-min": "Valid-Until-Min", "valid-until-max": "Valid-Until-Max",
+	"allow-insecure": "Allow-Insecure", "allow-weak": "Allow-Weak", "by-hash": "By-Hash",
+	"lang": "Languages", "pdiffs": "PDiffs", "target": "Targets", "inrelease-path": "InRelease-Path",
+}
+
+// SignedBy is the keyring or the key itself that signs the repository, or "".
+func (s Source) SignedBy() string { return s.Options["Signed-By"] }
+
+// Trusted says that signatures are not checked.
+func (s Source) Trusted() bool { return s.Options["Trusted"] == "yes" }
+
+// String gives the source as the user would write it.
+func (s Source) String() string {
+	return strings.Join(append([]string{"deb", s.URI, s.Suite}, s.Components...), " ")
+}
+
+// With returns a copy whose option is set, or removed for an empty value.
+func (s Source) With(option, value string) Source {
+	options := map[string]string{}
+	for k, v := range s.Options {
+		options[k] = v
+	}
+	if options[option] = value; value == "" {
+		delete(options, option)
+	}
+	s.Options = options
+	return s
+}
+
+// ParseLine reads an entry of the one-line format. Entries for source packages
+// are an error.
+func ParseLine(line string) (s Source, err error) {
+	defer func() {
+		if err != nil {
+			err = diag.WithHint(fmt.Errorf("cannot read the repository %q: %w", line, err),
+				"write it as 'deb http://example.org/debian bookworm main', with options as 'deb [trusted=yes] …'")
+		}
+	}()
+	rest := strings.TrimSpace(line)
+	kind, rest, _ := strings.Cut(rest, " ")
+	if kind != "deb" {
+		return s, fmt.Errorf("its type is %q, not deb", kind)
+	}
+	s.Options = map[string]string{}
+	rest = strings.TrimSpace(rest)
+	if strings.HasPrefix(rest, "[") {
+		options, after, ok := strings.Cut(rest[1:], "]")
+		if !ok {
+			return s, errors.New("its options have no closing bracket")
+		}
+		for _, option := range strings.Fields(options) {
+			name, value, ok := strings.Cut(option, "=")
+			field := optionNames[strings.TrimRight(name, "+-")]
+			if !ok || field == "" {
+				return s, fmt.Errorf("unknown option %q", option)
+			}
+			s.Options[field] = strings.ReplaceAll(value, ",", " ")
+		}
+		rest = after
+	}
+	fields := strings.Fields(rest)
+	if len(fields) < 2 {
+		return s, errors.New("it has no URI or no suite")
+	}
+	s.URI, s.Suite, s.Components = fields[0], fields[1], fields[2:]
+	return s, s.check()
+}
+
+func (s Source) check() error {
+	if scheme, _, ok := strings.Cut(s.URI, ":"); !ok || scheme == "" {
+		return fmt.Errorf("%q is not a URI", s.URI)
+	}
+	flat := strings.HasSuffix(s.Suite, "/")
+	if flat && len(s.Components) > 0 {
+		return fmt.Errorf("the suite %q ends in a slash, so there can be no components", s.Suite)
+	}
+	if !flat && len(s.Components) == 0 {
+		return fmt.Errorf("the suite %q needs components, such as main, or a slash at its end", s.Suite)
+	}
+	return nil
+}
+
+// parseList reads a file of the one-line format.
+func parseList(text []byte) ([]Source, error) {
+	var sources []Source
+	for line := range strings.Lines(string(text)) {
+		line, _, _ = strings.Cut(line, "#")
+		line = strings.Join(strings.Fields(line), " ")
+		if line == "" || strings.HasPrefix(line, "deb-src ") {
+			continue
+		}
+		s, err := ParseLine(line)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, s)
+	}
+	return sources, nil
+}
+
+// parseStanzas reads a file of the deb822 format.
+func parseStanzas(text []byte) ([]Source, error) {
+	var sources []Source
+	r := deb.NewReader(bytes.NewReader(text))
+	for {
+		stanza, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return sources, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if strings.EqualFold(stanza.Get("Enabled"), "no") || !slices.Contains(strings.Fields(stanza.Get("Types")), "deb") {
+			continue
+		}
+		options := map[string]string{}
+		for _, field := range optionNames {
+			if v := stanza.Get(field); v != "" {
+				options[field] = v
+			}
+		}
+		for _, uri := range strings.Fields(stanza.Get("URIs")) {
+			for _, suite := range strings.Fields(stanza.Get("Suites")) {
+				s := Source{URI: uri, Suite: suite, Components: strings.Fields(stanza.Get("Components")), Options: options}
+				if err := s.check(); err != nil {
+					return nil, err
+				}
+				sources = append(sources, s)
+			}
+		}
+	}
+}
+
+// Stanzas gives the sources in the deb822 format, as they are put into a tree.
+func Stanzas(sources []Source) []byte {
+	var b bytes.Buffer
+	for _, s := range sources {
+		fmt.Fprintf(&b, "Types: deb\nURIs: %s\nSuites: %s\n", s.URI, s.Suite)
+		if len(s.Components) > 0 {
+			fmt.Fprintf(&b, "Components: %s\n", strings.Join(s.Components, " "))
+		}
+		for _, field := range []string{
+			"Architectures", "Signed-By", "Trusted", "Check-Valid-Until", "Check-Date",
+			"Valid-Until-Min", "Valid-Until-Max", "Allow-Insecure", "Allow-Weak", "By-Hash", "PDiffs", "InRelease-Path",
+		} {
+			if v := s.Options[field]; v != "" {
+				fmt.Fprintf(&b, "%s: %s\n", field, v)
+			}
+		}
+		b.WriteByte('\n')
+	}
+	return b.Bytes()
+}
+
+// A Host is what the host's apt and /etc/os-release say.
+type Host struct {
+	Distribution string // ID of os-release(5): "debian", "ubuntu"
+	Like         []string
+	Codename     string
+	Architecture string
+	Sources      []Source
+	// Origins are the Origin fields of the Release files that apt has
+	// fetched, by URI and suite; empty before the first apt-get update.
+	Origins map[[2]string]string
+}
+
+// ReadHost asks the host's apt and dpkg.
+func ReadHost(ctx context.Context) (h Host, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot find out the host's repositories: %w", err)
+		}
+	}()
+	release, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return h, err
+	}
+	values := map[string]string{}
+	for line := range strings.Lines(string(release)) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			values[k] = strings.Trim(v, `"'`)
+		}
+	}
+	h.Distribution, h.Like, h.Codename = values["ID"], strings.Fields(values["ID_LIKE"]), values["VERSION_CODENAME"]
+	arch, err := output(ctx, "dpkg", "--print-architecture")
+	if err != nil {
+		return h, err
+	}
+	h.Architecture = strings.TrimSpace(arch)
+	if h.Sources, err = readHostSources(ctx); err != nil {
+		return h, err
+	}
+	targets, err := output(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)\t$(RELEASE)\t$(ORIGIN)", "Created-By: Packages")
+	if err != nil {
+		return h, err
+	}
+	h.Origins = map[[2]string]string{}
+	for line := range strings.Lines(targets) {
+		if f := strings.Split(strings.TrimSpace(line), "\t"); len(f) == 3 && !strings.HasPrefix(f[2], "$(") {
+			h.Origins[originKey(f[0], f[1])] = f[2]
+		}
+	}
+	return h, nil
+}
+
+func originKey(uri, suite string) [2]string {
+	return [2]string{strings.TrimSuffix(uri, "/"), suite}
+}
+
+// readHostSources reads all files that apt would, in apt's order.
+func readHostSources(ctx context.Context) ([]Source, error) {
+	out, err := output(ctx, "apt-config", "shell", "LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d")
+	if err != nil {
+		return nil, err
+	}
+	var files []string
+	for line := range strings.Lines(out) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		value = strings.Trim(value, "'")
+		switch name {
+		case "LIST":
+			files = append(files, value)
+		case "PARTS":
+			for _, pattern := range []string{"*.list", "*.sources"} {
+				found, err := filepath.Glob(filepath.Join(value, pattern))
+				if err != nil {
+					return nil, err
+				}
+				files = append(files, found...)
+			}
+		}
+	}
+	var sources []Source
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		parse := parseList
+		if strings.HasSuffix(file, ".sources") {
+			parse = parseStanzas
+		}
+		found, err := parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		sources = append(sources, found...)
+	}
+	return sources, nil
+}
+
+func output(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(append([]string{name}, args...), " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), nil
+}
+
+// pockets are what is appended to a suite's name for its companions.
+var pockets = []string{"-updates", "-security", "/updates", "-backports", "-backports-sloppy", "-proposed", "-proposed-updates"}
+
+// splitSuite cuts "bookworm-security" into "bookworm" and "-security".
+func splitSuite(suite string) (base, pocket string) {
+	for _, p := range pockets {
+		if b, ok := strings.CutSuffix(suite, p); ok {
+			return b, p
+		}
+	}
+	return suite, ""
+}
+
+// aliases are suite names that are not codenames.
+var aliases = []string{"oldoldstable", "oldstable", "stable", "testing", "unstable", "sid"}
+
+// Own returns the distribution's own repositories among the host's, the one
+// with the main suite first. What apt has fetched says whose a repository is;
+// before the first update, its suite and the keyring that signs it do.
+func (h Host) Own() ([]Source, error) {
+	own := slices.DeleteFunc(slices.Clone(h.Sources), func(s Source) bool { return !h.owns(s) })
+	slices.SortStableFunc(own, func(a, b Source) int {
+		_, pa := splitSuite(a.Suite)
+		_, pb := splitSuite(b.Suite)
+		return len(pa) - len(pb)
+	})
+	if len(own) > 0 {
+		if _, pocket := splitSuite(own[0].Suite); pocket == "" {
+			return own, nil
+		}
+	}
+	return nil, diag.WithHint(fmt.Errorf("the host's apt has no repository of %s itself among its %d sources", h.Distribution, len(h.Sources)),
+		"name it with --repo 'deb http://example.org/debian bookworm main'")
+}
+
+func (h Host) owns(s Source) bool {
+	if strings.HasSuffix(s.Suite, "/") {
+		return false
+	}
+	base, _ := splitSuite(s.Suite)
+	if base != h.Codename && !slices.Contains(aliases, base) {
+		return false
+	}
+	names := append([]string{h.Distribution}, h.Like...)
+	if origin, known := h.Origins[originKey(s.URI, s.Suite)]; known {
+		return slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, origin) })
+	}
+	if s.SignedBy() == "" {
+		return true
+	}
+	return slices.ContainsFunc(names, func(n string) bool {
+		return strings.HasPrefix(filepath.Base(s.SignedBy()), n+"-archive-")
+	})
+}
+
+// ForSuite takes the same mirrors with another suite and, where the host has
+// these for its own suite, its -updates and -security.
+func ForSuite(own []Source, suite string) []Source {
+	rolling := suite == "sid" || suite == "unstable" || suite == "experimental"
+	main, _ := splitSuite(own[0].Suite)
+	var sources []Source
+	for _, s := range own {
+		base, pocket := splitSuite(s.Suite)
+		switch {
+		case base != main:
+			continue
+		case pocket == "":
+			s.Suite = suite
+		case rolling:
+			continue
+		case pocket == "-security" || pocket == "/updates":
+			s.Suite = suite + "-security"
+		case pocket == "-updates":
+			s.Suite = suite + "-updates"
+		default:
+			continue
+		}
+		sources = append(sources, s)
+	}
+	return sources
+}

@@ -1,0 +1,156 @@
+package cli
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/peterbourgon/ff/v3"
+)
+
+// EnvPrefix begins the names of the environment variables of all flags:
+// DKMS2BIN_OUT_DIR is --out-dir.
+const EnvPrefix = "DKMS2BIN"
+
+// A List is a flag that takes one or more values and may be repeated. In the
+// environment the values stand one on a line.
+type List []string
+
+func (l *List) String() string { return strings.Join(*l, " ") }
+
+// Set adds a value.
+func (l *List) Set(v string) error {
+	if v == "" {
+		return fmt.Errorf("empty value")
+	}
+	*l = append(*l, v)
+	return nil
+}
+
+type options struct {
+	operands       []string
+	check, version bool
+	usage          string
+}
+
+// keys are the flags of all programs: one configuration file serves them all,
+// so each program passes over those of the others.
+var keys = []string{
+	"dkms", "headers", "index-description", "keep", "kver", "log-dir", "older-than", "out-dir", "release",
+	"repo", "shell", "stale", "timeout", "version-suffix", "work-dir",
+}
+
+func parseFlags(p Program, args []string) (options, error) {
+	var opts options
+	fs := flag.NewFlagSet(p.Name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // errors are printed once, by Run
+	if p.Flags != nil {
+		p.Flags(fs)
+	}
+	fs.String("config", "", "`file` with one flag and its value on a line, without the dashes")
+	fs.BoolVar(&opts.check, "check", false, "only check the flags and what they name on this host")
+	fs.BoolVar(&opts.version, "version", false, "print the version and exit")
+	opts.usage = usage(p, fs)
+
+	err := ff.Parse(fs, spreadLists(fs, args),
+		ff.WithEnvVarPrefix(EnvPrefix), ff.WithEnvVarSplit("\n"),
+		ff.WithConfigFileFlag("config"), ff.WithConfigFileParser(knownKeys(fs)))
+	opts.operands = fs.Args()
+	if err != nil {
+		return opts, err
+	}
+	if len(opts.operands) > 0 && p.Operands == "" {
+		return opts, Usagef("unexpected operand %q", opts.operands[0])
+	}
+	return opts, nil
+}
+
+// knownKeys is ff's plain format, without the keys that belong to other
+// programs only.
+func knownKeys(fs *flag.FlagSet) ff.ConfigFileParser {
+	return func(r io.Reader, set func(name, value string) error) error {
+		return ff.PlainParser(r, func(name, value string) error {
+			if fs.Lookup(name) == nil && slices.Contains(keys, name) {
+				return nil
+			}
+			return set(name, value)
+		})
+	}
+}
+
+// spreadLists turns "--dkms a b" into "--dkms a --dkms b" for list flags.
+func spreadLists(fs *flag.FlagSet, args []string) []string {
+	var out []string
+	list := "" // the list flag whose further values may follow
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		if arg == "--" {
+			return append(out, args[i:]...)
+		}
+		if list != "" && !strings.HasPrefix(arg, "-") {
+			out = append(out, list, arg)
+			continue
+		}
+		list = ""
+		if !strings.HasPrefix(arg, "-") {
+			return append(out, args[i:]...) // operands
+		}
+		out = append(out, arg)
+		name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		f := fs.Lookup(name)
+		if f == nil {
+			continue
+		}
+		_, isList := f.Value.(*List)
+		isBool := false
+		if b, ok := f.Value.(interface{ IsBoolFlag() bool }); ok {
+			isBool = b.IsBoolFlag()
+		}
+		if !hasValue && !isBool && i+1 < len(args) {
+			i++
+			out = append(out, args[i])
+		}
+		if isList {
+			list = "--" + name
+		}
+	}
+	return out
+}
+
+func usage(p Program, fs *flag.FlagSet) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "usage: %s [flags]", p.Name)
+	if p.Operands != "" {
+		fmt.Fprintf(&b, " [%s]", p.Operands)
+	}
+	if !p.Starts {
+		b.WriteString(" <document")
+	}
+	fmt.Fprintf(&b, " >document\n\n%s\n\nFlags (each also from the environment, as %s_NAME):\n", strings.TrimSpace(p.Manual), EnvPrefix)
+	fs.VisitAll(func(f *flag.Flag) {
+		name, text := flag.UnquoteUsage(f)
+		line := "  --" + f.Name
+		if name != "" {
+			line += " " + name
+		}
+		if _, ok := f.Value.(*List); ok {
+			line += "..."
+		}
+		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "0s" {
+			text += fmt.Sprintf(" (default %s)", f.DefValue)
+		}
+		fmt.Fprintf(&b, "%s\n        %s\n", line, text)
+	})
+	b.WriteString("\nExit status: 0 all done; 1 an error is recorded in the document; 2 wrong usage or\nunusable document; 3 done, but some modules failed; 130 interrupted.\n")
+	return b.String()
+}
+
+// Required is a usage error when a flag that must be given is not.
+func Required(name, value string) error {
+	if value == "" {
+		return Usagef("--%s is required", name)
+	}
+	return nil
+}

@@ -1,0 +1,230 @@
+package deb
+
+import (
+	"archive/tar"
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+const (
+	maxControl    = 1 << 20  // bytes of the control file
+	maxControlTar = 32 << 20 // bytes of control.tar, unpacked
+	maxWindow     = 128 << 20
+	maxMembers    = 64 // of the ar file, up to data.tar
+)
+
+// Archive is an opened .deb.
+type Archive struct {
+	ra            io.ReaderAt
+	control, data arMember
+}
+
+// Open reads the table of members of a .deb (deb(5), format 2.x) of size bytes.
+// Members that deb(5) tells readers to ignore are ignored; each member up to
+// data.tar lies within size, so a truncated file is an error already here.
+// Control and Data read from ra, which the caller closes after them.
+func Open(ra io.ReaderAt, size int64) (*Archive, error) {
+	a, err := open(ra, size)
+	if err != nil {
+		return nil, fmt.Errorf("not a usable .deb: %w", err)
+	}
+	return a, nil
+}
+
+func open(ra io.ReaderAt, size int64) (*Archive, error) {
+	magic := make([]byte, len(arMagic))
+	if err := readFullAt(ra, magic, 0); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil, errors.New("the file ends within its first 8 bytes")
+		}
+		return nil, err
+	}
+	if strings.HasPrefix(string(magic), "0.9") {
+		return nil, errors.New("the format is that of before 1995 (0.939000), which is not supported")
+	}
+	if string(magic) != arMagic {
+		return nil, errors.New("it is no ar archive")
+	}
+	a := &Archive{ra: ra}
+	off := int64(len(arMagic))
+	for i := range maxMembers {
+		m, next, err := arNext(ra, off, size)
+		if errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("the file ends before %s", a.wanted(i == 0))
+		}
+		if err != nil {
+			return nil, err
+		}
+		off = next
+		switch {
+		case i == 0:
+			if m.name != "debian-binary" {
+				return nil, fmt.Errorf("the first member is %q, not debian-binary", m.name)
+			}
+			if err := checkFormat(ra, m); err != nil {
+				return nil, err
+			}
+		case strings.HasPrefix(m.name, "_"):
+			// deb(5): reserved for additions that old readers pass over.
+		case a.control.name == "" && isTar(m.name, "control.tar"):
+			a.control = m
+		case a.control.name != "" && isTar(m.name, "data.tar"):
+			a.data = m
+			// What follows is for later versions of the format, says deb(5).
+			return a, nil
+		default:
+			return nil, fmt.Errorf("member %q where %s should be", m.name, a.wanted(false))
+		}
+	}
+	return nil, fmt.Errorf("more than %d members", maxMembers)
+}
+
+// wanted names the member that is to come next.
+func (a *Archive) wanted(first bool) string {
+	switch {
+	case first:
+		return "debian-binary"
+	case a.control.name == "":
+		return "control.tar"
+	default:
+		return "data.tar"
+	}
+}
+
+// checkFormat reads debian-binary: the first line is the version, "2." and a
+// minor number; further lines are for later versions.
+func checkFormat(ra io.ReaderAt, m arMember) error {
+	b := make([]byte, min(m.size, 32))
+	if err := readFullAt(ra, b, m.off); err != nil {
+		return err
+	}
+	line, _, ok := strings.Cut(string(b), "\n")
+	minor, two := strings.CutPrefix(line, "2.")
+	if !ok || !two || minor == "" || !allDigits(minor) {
+		return fmt.Errorf("debian-binary holds %q, not 2.0", line)
+	}
+	return nil
+}
+
+// isTar reports whether name is base, or base with a suffix of a compression.
+// Which are known shows when the member is read.
+func isTar(name, base string) bool {
+	suffix, ok := strings.CutPrefix(name, base)
+	return ok && (suffix == "" || suffix[0] == '.')
+}
+
+// Control returns the fields of the control file. control.tar is read to its
+// end, so that its checksum is known to be right; it may have 32 MiB, the
+// control file 1 MiB.
+func (a *Archive) Control() (_ Stanza, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot read %s: %w", a.control.name, err)
+		}
+	}()
+	r, c, err := a.unpack(a.control)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	lr := &limitReader{r: r, n: maxControlTar}
+	tr := tar.NewReader(lr)
+	var control Stanza
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if strings.TrimPrefix(h.Name, "./") != "control" {
+			continue
+		}
+		if h.Typeflag != tar.TypeReg {
+			return nil, errors.New("control is not a regular file")
+		}
+		if control != nil {
+			return nil, errors.New("control is there twice")
+		}
+		if h.Size > maxControl {
+			return nil, fmt.Errorf("control has %d bytes, more than %d", h.Size, maxControl)
+		}
+		text, err := io.ReadAll(tr)
+		if err != nil {
+			return nil, err
+		}
+		if control, err = ParseStanza(text); err != nil {
+			return nil, fmt.Errorf("control: %w", err)
+		}
+	}
+	if control == nil {
+		return nil, errors.New("no control file in it")
+	}
+	// The zeros after the end of the tar, and the checksum after them.
+	if _, err := io.Copy(io.Discard, lr); err != nil {
+		return nil, err
+	}
+	return control, nil
+}
+
+// Data returns a reader of data.tar, and what must be closed after reading.
+// It streams: memory is bounded by the window of the compression (128 MiB at
+// most), what the caller reads is not bounded at all. The names are those of
+// the tar, of any form; to keep them inside a directory is up to the caller.
+func (a *Archive) Data() (*tar.Reader, io.Closer, error) {
+	r, c, err := a.unpack(a.data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot read %s: %w", a.data.name, err)
+	}
+	return tar.NewReader(r), c, nil
+}
+
+// unpack returns a reader of a member's content, decompressed as the suffix of
+// its name tells.
+func (a *Archive) unpack(m arMember) (io.Reader, io.Closer, error) {
+	r := bufio.NewReaderSize(io.NewSectionReader(a.ra, m.off, m.size), 64<<10)
+	switch suffix := m.name[strings.Index(m.name, ".tar")+len(".tar"):]; suffix {
+	case "":
+		return r, io.NopCloser(nil), nil
+	case ".gz":
+		zr, err := gzip.NewReader(r)
+		if err != nil {
+			return nil, nil, err
+		}
+		return zr, zr, nil
+	case ".xz":
+		return newXZReader(r), io.NopCloser(nil), nil
+	case ".zst":
+		zr, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return nil, nil, err
+		}
+		rc := zr.IOReadCloser()
+		return rc, rc, nil
+	default:
+		return nil, nil, fmt.Errorf("compression %q is not supported", suffix)
+	}
+}
+
+// limitReader fails where more than n bytes come out of r, unlike
+// io.LimitReader, which ends there.
+type limitReader struct {
+	r io.Reader
+	n int64
+}
+
+func (l *limitReader) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if l.n -= int64(n); l.n < 0 {
+		return 0, errors.New("it unpacks to too many bytes")
+	}
+	return n, err
+}

@@ -1,0 +1,320 @@
+package deb
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"crypto/md5"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/klauspost/pgzip"
+)
+
+// Package is what a .deb is made of.
+type Package struct {
+	// Control is the control file. Package, Version, Architecture, Maintainer
+	// and Description must be there; Installed-Size is added when absent.
+	Control Stanza
+	// Scripts are the maintainer scripts by name: preinst, postinst, prerm,
+	// postrm, config.
+	Scripts map[string]string
+	// Files are the files to install, in any order. Their directories need not
+	// and cannot be listed.
+	Files []File
+	// Time is the time of last change of all that is in the .deb, cut to
+	// seconds.
+	Time time.Time
+}
+
+// File is a regular file to install, owned by root.
+type File struct {
+	Path string      // absolute in the target, clean: "/lib/modules/…"
+	Mode fs.FileMode // permission bits; 0 stands for 0644
+	Size int64       // in bytes
+	// Open is called twice, for the md5sum and for the content. Both must give
+	// the same Size bytes.
+	Open func() (io.ReadCloser, error)
+}
+
+// scripts are the maintainer scripts of deb(5); config is debconf's.
+var scripts = []string{"config", "postinst", "postrm", "preinst", "prerm"}
+
+// gzipBlock is fixed as the compressed bytes depend on it (and on nothing but
+// it and the level: not on the number of cores).
+const gzipBlock = 1 << 20
+
+// Write writes p as a .deb to w, which is usually an empty file: from its
+// current offset on, with a seek back for each member's size. The same p gives
+// the same bytes. Memory is bounded whatever the size of the files. After an
+// error what is in w is of no use.
+//
+// Both tars are in GNU format, as dpkg does not install PAX, and compressed by
+// gzip, as older dpkgs do not know zstd. All is owned by root; directories have
+// mode 0755. Symbolic links and conffiles are not supported.
+func Write(w io.WriteSeeker, p Package) error {
+	if err := write(w, p); err != nil {
+		return fmt.Errorf("cannot write package %s: %w", p.Control.Get("Package"), err)
+	}
+	return nil
+}
+
+func write(w io.WriteSeeker, p Package) error {
+	if err := validateControl(p.Control); err != nil {
+		return err
+	}
+	if t := p.Time.Unix(); t < 0 || t >= 1<<33 {
+		// The bound is the tar header's; that of ar is wider.
+		return fmt.Errorf("time %v does not fit the format", p.Time)
+	}
+	data, err := dataEntries(p.Files)
+	if err != nil {
+		return err
+	}
+	md5sums, err := sumFiles(data)
+	if err != nil {
+		return err
+	}
+	control, err := controlEntries(p, data, md5sums)
+	if err != nil {
+		return err
+	}
+	if _, err := io.WriteString(w, arMagic); err != nil {
+		return err
+	}
+	p.Time = time.Unix(p.Time.Unix(), 0)
+	aw := arWriter{w, p.Time}
+	if err := aw.member("debian-binary", func(w io.Writer) error {
+		_, err := io.WriteString(w, "2.0\n")
+		return err
+	}); err != nil {
+		return err
+	}
+	if err := aw.member("control.tar.gz", func(w io.Writer) error {
+		return writeTarGz(w, control, p.Time)
+	}); err != nil {
+		return err
+	}
+	return aw.member("data.tar.gz", func(w io.Writer) error {
+		return writeTarGz(w, data, p.Time)
+	})
+}
+
+// entry is one entry of a tar: a directory when open is nil.
+type entry struct {
+	name string // "./lib/", "./lib/file"
+	mode fs.FileMode
+	size int64
+	open func() (io.ReadCloser, error)
+	md5  []byte // checked while it is written, if not nil
+}
+
+// dataEntries returns the entries of data.tar, sorted: the files and all
+// directories above them.
+func dataEntries(files []File) ([]entry, error) {
+	entries := map[string]entry{"./": {name: "./", mode: 0o755}}
+	for _, f := range files {
+		if err := f.validate(); err != nil {
+			return nil, err
+		}
+		if _, ok := entries["."+f.Path]; ok {
+			return nil, fmt.Errorf("file %s given twice", f.Path)
+		}
+		mode := f.Mode
+		if mode == 0 {
+			mode = 0o644
+		}
+		entries["."+f.Path] = entry{name: "." + f.Path, mode: mode, size: f.Size, open: f.Open}
+		for dir := path.Dir(f.Path); dir != "/"; dir = path.Dir(dir) {
+			name := "." + dir + "/"
+			entries[name] = entry{name: name, mode: 0o755}
+		}
+	}
+	for _, f := range files {
+		if _, ok := entries["."+f.Path+"/"]; ok {
+			return nil, fmt.Errorf("%s is a file and a directory", f.Path)
+		}
+	}
+	// A directory's name, with its slash, is a prefix of all that is in it:
+	// sorted, it comes first.
+	return slices.SortedFunc(maps.Values(entries), func(a, b entry) int {
+		return strings.Compare(a.name, b.name)
+	}), nil
+}
+
+func (f File) validate() error {
+	switch {
+	case !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/":
+		return fmt.Errorf("file path %q is not clean and absolute", f.Path)
+	case strings.ContainsFunc(f.Path, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return fmt.Errorf("control character in file path %q", f.Path)
+	case f.Mode&^fs.ModePerm != 0:
+		return fmt.Errorf("file %s: mode %v is not that of a plain file", f.Path, f.Mode)
+	case f.Size < 0:
+		return fmt.Errorf("file %s: size %d", f.Path, f.Size)
+	case f.Open == nil:
+		return fmt.Errorf("file %s: no content", f.Path)
+	}
+	return nil
+}
+
+// sumFiles returns the text of md5sums (deb-md5sums(5)), and leaves the sums
+// in the entries.
+func sumFiles(entries []entry) ([]byte, error) {
+	var b bytes.Buffer
+	for i, e := range entries {
+		if e.open == nil {
+			continue
+		}
+		h := md5.New()
+		if err := e.copyTo(h); err != nil {
+			return nil, err
+		}
+		entries[i].md5 = h.Sum(nil)
+		fmt.Fprintf(&b, "%x  %s\n", entries[i].md5, strings.TrimPrefix(e.name, "./"))
+	}
+	return b.Bytes(), nil
+}
+
+// copyTo writes the content of e, which must have its announced size.
+func (e entry) copyTo(w io.Writer) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("file %s: %w", strings.TrimPrefix(e.name, "."), err)
+		}
+	}()
+	r, err := e.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	n, err := io.Copy(w, io.LimitReader(r, e.size))
+	if err != nil {
+		return err
+	}
+	if n == e.size {
+		var one [1]byte
+		switch _, err := io.ReadFull(r, one[:]); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		return fmt.Errorf("it has more than the announced %d bytes", e.size)
+	}
+	return fmt.Errorf("it has %d bytes, not the announced %d", n, e.size)
+}
+
+// controlEntries returns the entries of control.tar, sorted.
+func controlEntries(p Package, data []entry, md5sums []byte) ([]entry, error) {
+	control := slices.Clone(p.Control)
+	if control.Get("Installed-Size") == "" {
+		control = setInstalledSize(control, installedSize(data))
+	}
+	var text bytes.Buffer
+	if _, err := control.WriteTo(&text); err != nil {
+		return nil, err
+	}
+	entries := []entry{{name: "./", mode: 0o755}, textEntry("control", 0o644, text.Bytes())}
+	if len(md5sums) > 0 {
+		entries = append(entries, textEntry("md5sums", 0o644, md5sums))
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.Scripts)) {
+		if !slices.Contains(scripts, name) {
+			return nil, fmt.Errorf("%q is no maintainer script (known are %s)", name, strings.Join(scripts, ", "))
+		}
+		if !strings.HasPrefix(p.Scripts[name], "#!") {
+			return nil, fmt.Errorf("maintainer script %s does not start with #!", name)
+		}
+		entries = append(entries, textEntry(name, 0o755, []byte(p.Scripts[name])))
+	}
+	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.name, b.name) })
+	return entries, nil
+}
+
+func textEntry(name string, mode fs.FileMode, text []byte) entry {
+	return entry{name: "./" + name, mode: mode, size: int64(len(text)), open: func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(text)), nil
+	}}
+}
+
+// installedSize is what dpkg-gencontrol(1) counts: each file in KiB, rounded
+// up, and 1 for each directory, the root among them.
+func installedSize(data []entry) int64 {
+	var n int64
+	for _, e := range data {
+		if e.open == nil {
+			n++
+		} else {
+			n += e.size/1024 + min(e.size%1024, 1)
+		}
+	}
+	return n
+}
+
+// setInstalledSize puts the field where dpkg-gencontrol does, after
+// Maintainer.
+func setInstalledSize(s Stanza, kib int64) Stanza {
+	f := Field{"Installed-Size", strconv.FormatInt(kib, 10)}
+	if i := s.index(f.Name); i >= 0 {
+		s = slices.Delete(s, i, i+1)
+	}
+	return slices.Insert(s, s.index("Maintainer")+1, f)
+}
+
+// writeTarGz writes the entries as a compressed tar.
+func writeTarGz(w io.Writer, entries []entry, mtime time.Time) (err error) {
+	zw, err := pgzip.NewWriterLevel(w, gzip.BestCompression)
+	if err != nil {
+		return err
+	}
+	// None in the header; time's zero value would come out as some other time.
+	zw.ModTime = time.Unix(0, 0)
+	// Also ends the goroutines when writing failed.
+	defer func() {
+		if cerr := zw.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	if err := zw.SetConcurrency(gzipBlock, 4); err != nil {
+		return err
+	}
+	tw := tar.NewWriter(zw)
+	for _, e := range entries {
+		h := &tar.Header{
+			Typeflag: tar.TypeReg,
+			Name:     e.name,
+			Mode:     int64(e.mode),
+			Size:     e.size,
+			ModTime:  mtime,
+			Uname:    "root",
+			Gname:    "root",
+			Format:   tar.FormatGNU,
+		}
+		if e.open == nil {
+			h.Typeflag = tar.TypeDir
+		}
+		if err := tw.WriteHeader(h); err != nil {
+			return err
+		}
+		if e.open == nil {
+			continue
+		}
+		sum := md5.New()
+		if err := e.copyTo(io.MultiWriter(tw, sum)); err != nil {
+			return err
+		}
+		if e.md5 != nil && !bytes.Equal(e.md5, sum.Sum(nil)) {
+			return fmt.Errorf("file %s changed while it was packed", strings.TrimPrefix(e.name, "."))
+		}
+	}
+	return tw.Close()
+}

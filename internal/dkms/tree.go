@@ -1,0 +1,149 @@
+package dkms
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"dkms2bin/internal/sandbox"
+)
+
+// A Module is a module as dkms knows it: one dkms.conf.
+type Module struct{ Name, Version string }
+
+func (m Module) String() string { return m.Name + " " + m.Version }
+
+// stub is what dkms is during the installation of packages: their scripts may
+// call it as they like, and nothing is built.
+const stub = "#!/bin/sh\n# Builds come later, each in a layer of its own.\nexit 0\n"
+
+// InstallStubs take the place of dkms and of its scripts while packages are
+// installed, whatever version of dkms the tree has.
+func InstallStubs() []sandbox.File {
+	var files []sandbox.File
+	for _, target := range []string{
+		"/usr/sbin/dkms", "/usr/lib/dkms/common.postinst", "/usr/lib/dkms/dkms_autoinstaller",
+	} {
+		files = append(files, sandbox.File{Target: target, Content: []byte(stub), Mode: 0o755, IfExists: true})
+	}
+	return files
+}
+
+// ConfigFiles are dkms's settings in the tree, by path: modules are not built
+// when packages are installed, and not signed with a key that dkms makes up.
+func ConfigFiles() map[string]string {
+	return map[string]string{
+		"/etc/dkms/no-autoinstall":                 "",
+		"/etc/dkms/framework.conf.d/dkms2bin.conf": "sign_file=/nonexistent\ntry_sign_modules=false\n",
+	}
+}
+
+// Add registers source directories with the tree's dkms, which evaluates each
+// dkms.conf, and returns the modules that the writable layer of spec then has.
+// Directories are paths inside. Output goes to log.
+func Add(ctx context.Context, spec sandbox.Spec, log io.Writer, dirs ...string) ([]Module, error) {
+	for _, dir := range dirs {
+		var out bytes.Buffer
+		spec.Args = []string{"dkms", "add", dir}
+		spec.Stdout = io.MultiWriter(&out, log)
+		spec.Stderr = spec.Stdout
+		err := sandbox.Run(ctx, spec)
+		var exit *sandbox.ExitError
+		switch {
+		case errors.As(err, &exit) && exit.Code == 3: // added already
+		case errors.As(err, &exit):
+			return nil, fmt.Errorf("dkms add refuses %s: %s", dir, Reason("", out.String()))
+		case err != nil:
+			return nil, err
+		}
+	}
+	return Added(spec.Root.Upper)
+}
+
+// state is dkms's own directory, relative to the root.
+const state = "var/lib/dkms"
+
+// Added lists what is registered in a layer: dkms makes a link "source" in
+// /var/lib/dkms/MODULE/VERSION.
+func Added(layer string) ([]Module, error) {
+	root, err := os.OpenRoot(layer)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	names, err := subdirs(root, state)
+	if err != nil {
+		return nil, err
+	}
+	var modules []Module
+	for _, name := range names {
+		versions, err := subdirs(root, path.Join(state, name))
+		if err != nil {
+			return nil, err
+		}
+		for _, version := range versions {
+			if _, err := root.Lstat(path.Join(state, name, version, "source")); err == nil {
+				modules = append(modules, Module{name, version})
+			}
+		}
+	}
+	return modules, nil
+}
+
+func subdirs(root *os.Root, dir string) ([]string, error) {
+	entries, err := fs.ReadDir(root.FS(), dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// Sources lists the directories of an installed package's files that hold a
+// dkms.conf.
+func Sources(files []string) []string {
+	var dirs []string
+	for _, file := range files {
+		if dir, ok := strings.CutSuffix(file, "/dkms.conf"); ok && path.Dir(dir) == "/usr/src" {
+			dirs = append(dirs, dir)
+		}
+	}
+	slices.Sort(dirs)
+	return dirs
+}
+
+// SourcesIn lists the directories below /usr/src of a layer that hold a
+// dkms.conf, for packages whose scripts unpack their sources.
+func SourcesIn(layer string) ([]string, error) {
+	root, err := os.OpenRoot(layer)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	names, err := subdirs(root, "usr/src")
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, name := range names {
+		if _, err := root.Stat(path.Join("usr/src", name, "dkms.conf")); err == nil {
+			dirs = append(dirs, path.Join("/usr/src", name))
+		}
+	}
+	return dirs, nil
+}

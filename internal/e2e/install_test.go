@@ -1,0 +1,166 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gotest.tools/v3/assert"
+
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
+)
+
+// testInstall installs from the produced repository, with real apt, in a clean
+// tree that has the kernel's image but neither compiler nor headers.
+func testInstall(t *testing.T, repository, kver string) {
+	ctx := t.Context()
+	host, err := apt.ReadHost(ctx)
+	assert.NilError(t, err)
+	own, err := host.Own()
+	assert.NilError(t, err)
+	tree, err := rootfs.Create(workDir)
+	assert.NilError(t, err)
+	defer func() {
+		assert.NilError(t, tree.Close())
+		assert.NilError(t, tree.Remove())
+	}()
+	const inside = "/srv/repository"
+	var log bytes.Buffer
+	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: "clean",
+		Make: func(root sandbox.Root) error {
+			if err := rootfs.MakeBase(ctx, tree.Mountpoint(), root.Upper, rootfs.BaseSpec{
+				Suite: own[0].Suite, Mirror: own[0].URI, Parts: own[0].Components, Sources: apt.Stanzas(own),
+				Packages: []string{"kmod", "linux-image-" + kver}, AptConf: []byte(apt.Config), Log: &log,
+			}); err != nil {
+				return err
+			}
+			return rootfs.Configure(root.Upper, []rootfs.ConfigFile{
+				{Path: "/etc/apt/sources.list.d/modules.list", Content: []byte("deb [trusted=yes] file:" + inside + " ./\n"), Mode: 0o644},
+				{Path: inside + "/.there"},
+			})
+		},
+	}), "%s", &log)
+
+	binds := []sandbox.Bind{{Source: repository, Target: inside}}
+	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: "test", On: []string{"clean"},
+		Make: func(root sandbox.Root) error {
+			run := func(args ...string) string {
+				t.Helper()
+				var out bytes.Buffer
+				err := sandbox.Run(ctx, sandbox.Spec{
+					Root: root, Mountpoint: tree.Mountpoint(), Args: args, Env: sandbox.DefaultEnv(),
+					Binds: binds, Stdout: &out, Stderr: &out,
+				})
+				assert.NilError(t, err, "%v\n%s", args, &out)
+				return out.String()
+			}
+			has := func(file string) bool {
+				t.Helper()
+				return strings.TrimSpace(run("sh", "-c", `[ -e "$1" ] && echo yes || echo no`, "sh", file)) == "yes"
+			}
+			assert.Assert(t, !has("/usr/bin/gcc") && !has("/usr/src/linux-headers-"+kver) && !has("/usr/sbin/dkms"))
+			// What is not of the kernel's index or apt's and dpkg's own books.
+			list := func() string {
+				return run("sh", "-c", `find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /srv -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/cache -o -path /var/log -o -path /tmp \) -prune -o \( -type f -printf '%p %m %U %s\n' -o -printf '%p %m %U\n' \) | LC_ALL=C sort`)
+			}
+			index := func() string {
+				return run("sh", "-c", "cd /lib/modules/"+kver+" && sha256sum modules.*")
+			}
+			run("depmod", "-a", kver)
+			before, indexBefore := list(), index()
+			selections := run("dpkg", "--get-selections")
+
+			// The distribution's lists are there; only ours are fetched.
+			run("apt-get", "update", "-o", "Dir::Etc::sourcelist=/etc/apt/sources.list.d/modules.list", "-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0")
+			names := []string{"v4l2loopback-modules-" + kver, "ddcci-modules-" + kver, "bbswitch-modules-" + kver}
+			run(append([]string{"apt-get", "install", "-y"}, names...)...)
+			for _, module := range []string{"v4l2loopback", "ddcci", "ddcci_backlight", "bbswitch"} {
+				file := strings.TrimSpace(run("modinfo", "-k", kver, "-F", "filename", module))
+				assert.Assert(t, strings.HasPrefix(file, "/lib/modules/"+kver+"/updates/dkms/"), file)
+				vermagic := run("modinfo", "-k", kver, "-F", "vermagic", module)
+				assert.Assert(t, strings.HasPrefix(vermagic, kver+" "), vermagic)
+				run("modprobe", "--set-version", kver, "--show-depends", module)
+			}
+			assert.Assert(t, strings.Contains(run("apt-cache", "policy", "v4l2loopback-modules-"+kver), inside))
+			verified := run("dpkg", "--verify")
+			assert.Equal(t, strings.TrimSpace(verified), "")
+
+			// Upgrade: a package of a later version with the same content.
+			upgrades := t.TempDir()
+			repackage(t, filepath.Join(repository, debName(t, repository, "bbswitch-modules-"+kver)), upgrades)
+			binds = append(binds, sandbox.Bind{Source: upgrades, Target: "/run/upgrades"})
+			run("sh", "-c", "apt-get install -y /run/upgrades/*.deb")
+			assert.Assert(t, strings.HasSuffix(strings.TrimSpace(run("dpkg-query", "-W", "-f", "${Version}", "bbswitch-modules-"+kver)), "+upgrade"))
+			run("modinfo", "-k", kver, "bbswitch")
+
+			run(append([]string{"apt-get", "remove", "-y"}, names[:2]...)...)
+			assert.Assert(t, strings.Contains(run("sh", "-c", "modinfo -k "+kver+" v4l2loopback 2>&1 || true"), "not found"))
+			run(append([]string{"apt-get", "purge", "-y"}, names...)...)
+			assert.Equal(t, diff(before, list()), "")
+			assert.Equal(t, index(), indexBefore)
+			assert.Equal(t, run("dpkg", "--get-selections"), selections)
+
+			// The kernel may go first.
+			run("apt-get", "install", "-y", "bbswitch-modules-"+kver)
+			run("sh", "-c", "rm -r /lib/modules/"+kver+"/kernel /lib/modules/"+kver+"/modules.*; dpkg --purge --force-depends bbswitch-modules-"+kver)
+			return nil
+		},
+	}))
+}
+
+func debName(t *testing.T, dir, name string) string {
+	t.Helper()
+	for _, path := range debFiles(t, dir) {
+		if strings.HasPrefix(filepath.Base(path), name+"_") {
+			return filepath.Base(path)
+		}
+	}
+	t.Fatalf("no package %s in %s", name, dir)
+	return ""
+}
+
+// repackage makes a package with a later version out of one of ours.
+func repackage(t *testing.T, from, to string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "x")
+	mustRun(t, "dpkg-deb", "-R", from, dir)
+	control := filepath.Join(dir, "DEBIAN", "control")
+	text, err := os.ReadFile(control)
+	assert.NilError(t, err)
+	var lines []string
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "Version: ") {
+			line = fmt.Sprintf("%s+upgrade\n", strings.TrimSpace(line))
+		}
+		lines = append(lines, line)
+	}
+	assert.NilError(t, os.WriteFile(control, []byte(strings.Join(lines, "")), 0o644))
+	mustRun(t, "dpkg-deb", "-b", dir, to)
+}
+
+// diff lists the lines that only one of two sorted lists has.
+func diff(before, after string) string {
+	count := map[string]int{}
+	for line := range strings.Lines(before) {
+		count[line]--
+	}
+	for line := range strings.Lines(after) {
+		count[line]++
+	}
+	var out strings.Builder
+	for line, n := range count {
+		if n != 0 {
+			fmt.Fprintf(&out, "%+d %s", n, line)
+		}
+	}
+	return out.String()
+}

@@ -1,0 +1,282 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gotest.tools/v3/assert"
+
+	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/state"
+)
+
+var (
+	bin     string // directory of the built programs
+	scripts string // directory of the scripts
+	workDir string // of all trees
+)
+
+// TestMain builds the programs and, when all is done, looks for what a test left
+// behind: mounts, processes and trees.
+func TestMain(m *testing.M) {
+	sandbox.Init()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "e2e: these tests need root")
+		return 1
+	}
+	top, err := filepath.Abs("../..")
+	if err != nil {
+		panic(err)
+	}
+	// Below /var/tmp, since /tmp may be in memory, and trees are large.
+	dir, err := os.MkdirTemp("/var/tmp", "dkms2bin-e2e-")
+	if err != nil {
+		panic(err)
+	}
+	bin, scripts, workDir = filepath.Join(dir, "bin"), filepath.Join(dir, "scripts"), filepath.Join(dir, "work")
+	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/...")
+	build.Dir = top
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "e2e: %v\n%s", err, out)
+		return 1
+	}
+	if out, err := exec.Command("cp", "-r", filepath.Join(top, "scripts"), scripts).CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "e2e: %v\n%s", err, out)
+		return 1
+	}
+	code := m.Run()
+	if shared.doc != nil {
+		if out, err := exec.Command(filepath.Join(bin, "rmchroot"), shared.doc.Tree.Path).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: cannot remove the shared tree: %v\n%s", err, out)
+			code = 1
+		}
+	}
+	for _, left := range leftBehind() {
+		fmt.Fprintln(os.Stderr, "e2e: left behind:", left)
+		code = 1
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	return code
+}
+
+// leftBehind lists trees, mounts and sandbox processes that should be gone.
+func leftBehind() []string {
+	var left []string
+	if trees, err := os.ReadDir(filepath.Join(workDir, "trees")); err == nil {
+		for _, t := range trees {
+			left = append(left, "tree "+t.Name())
+		}
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+		for line := range strings.Lines(string(mounts)) {
+			if strings.Contains(line, workDir) {
+				left = append(left, "mount "+strings.TrimSpace(line))
+			}
+		}
+	}
+	return append(left, processes("dkms2bin-sandbox-init")...)
+}
+
+// processes lists those whose command line contains text.
+func processes(text string) []string {
+	var found []string
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		if line, err := os.ReadFile(f); err == nil && bytes.Contains(line, []byte(text)) {
+			found = append(found, "process "+filepath.Dir(f)+" "+strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	return found
+}
+
+// A result is one run of a program.
+type result struct {
+	doc    *state.Document // nil when none was written
+	raw    []byte
+	stderr string
+	code   int
+}
+
+// A command is a program to be run; the zero Stdin is /dev/null.
+type command struct {
+	name  string
+	args  []string
+	stdin []byte
+	env   []string
+	dir   string
+}
+
+// run runs one of the programs or scripts and waits for it.
+func (c command) run(t *testing.T) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	defer cancel()
+	cmd := c.command(ctx)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	r := result{raw: stdout.Bytes(), stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
+	t.Logf("%s %s: exit %d\n%s", c.name, strings.Join(c.args, " "), r.code, r.stderr)
+	if len(r.raw) > 0 && strings.HasPrefix(strings.TrimSpace(string(r.raw)), "{") {
+		if r.doc, err = state.Parse(r.raw); err != nil {
+			t.Fatalf("%s wrote no document: %v\n%s", c.name, err, r.raw)
+		}
+		assert.Equal(t, r.code, r.doc.ExitCode(), "the exit code is not that of the document")
+	}
+	return r
+}
+
+func (c command) command(ctx context.Context) *exec.Cmd {
+	path := filepath.Join(bin, c.name)
+	if _, err := os.Stat(path); err != nil {
+		path = filepath.Join(scripts, c.name)
+	}
+	cmd := exec.CommandContext(ctx, path, c.args...)
+	cmd.Env = append(os.Environ(), c.env...)
+	cmd.Dir = c.dir
+	if c.stdin != nil {
+		cmd.Stdin = bytes.NewReader(c.stdin)
+	}
+	return cmd
+}
+
+func (r result) mustExit(t *testing.T, code int) result {
+	t.Helper()
+	assert.Equal(t, r.code, code, "stderr:\n%s", r.stderr)
+	return r
+}
+
+func (r result) mustSay(t *testing.T, texts ...string) result {
+	t.Helper()
+	for _, text := range texts {
+		assert.Assert(t, strings.Contains(r.stderr, text), "stderr does not say %q:\n%s", text, r.stderr)
+	}
+	return r
+}
+
+// encode gives a changed copy of a document.
+func encode(t *testing.T, doc *state.Document, change func(*state.Document)) []byte {
+	t.Helper()
+	raw, err := doc.Encode()
+	assert.NilError(t, err)
+	copied, err := state.Parse(raw)
+	assert.NilError(t, err)
+	if change != nil {
+		change(copied)
+	}
+	raw, err = copied.Encode()
+	assert.NilError(t, err)
+	return raw
+}
+
+var shared struct {
+	sync.Once
+	doc *state.Document
+}
+
+// sharedTree makes one tree for all tests, for the default kernel and its cloud
+// flavour. Nothing in it is changed but what dkmsbuild adds.
+func sharedTree(t *testing.T) []byte {
+	t.Helper()
+	shared.Do(func() {
+		r := command{name: "mkchroot", args: []string{"--work-dir", workDir, "--kver", currentKernel(t, "amd64"), currentKernel(t, "cloud-amd64")}}.run(t)
+		shared.doc = r.doc
+		r.mustExit(t, 0)
+	})
+	if shared.doc == nil || shared.doc.Error != nil {
+		t.Fatal("there is no shared tree")
+	}
+	return encode(t, shared.doc, nil)
+}
+
+// currentKernel asks the host's apt what the header metapackage depends on.
+func currentKernel(t *testing.T, flavour string) string {
+	t.Helper()
+	out, err := exec.Command("apt-cache", "depends", "linux-headers-"+flavour).Output()
+	assert.NilError(t, err)
+	for line := range strings.Lines(string(out)) {
+		if _, release, ok := strings.Cut(strings.TrimSpace(line), "Depends: linux-headers-"); ok {
+			return release
+		}
+	}
+	t.Fatalf("linux-headers-%s depends on no headers:\n%s", flavour, out)
+	return ""
+}
+
+// outcomes maps "package module kernel" to the status of its build.
+func outcomes(doc *state.Document) map[string]string {
+	out := map[string]string{}
+	for _, b := range doc.Builds {
+		out[strings.Join([]string{b.Package, b.Module, b.Kernel}, " ")] = b.Status
+	}
+	return out
+}
+
+func findBuild(t *testing.T, doc *state.Document, pkg, kernel string) state.Build {
+	t.Helper()
+	i := slices.IndexFunc(doc.Builds, func(b state.Build) bool { return b.Package == pkg && b.Kernel == kernel })
+	assert.Assert(t, i >= 0, "no build of %s for %s", pkg, kernel)
+	return doc.Builds[i]
+}
+
+// debFiles lists the packages in a directory.
+func debFiles(t *testing.T, dir string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	assert.NilError(t, err)
+	return found
+}
+
+// source makes a source directory of a small DKMS module out of files.
+func source(t *testing.T, name string, files map[string]string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), name)
+	for file, content := range files {
+		path := filepath.Join(dir, file)
+		assert.NilError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		assert.NilError(t, os.WriteFile(path, []byte(content), 0o644))
+	}
+	return dir
+}
+
+// goodModule is a module that builds on every kernel.
+func goodModule(name string) map[string]string {
+	return map[string]string{
+		"dkms.conf":  fmt.Sprintf("PACKAGE_NAME=%q\nPACKAGE_VERSION=\"1.0\"\nBUILT_MODULE_NAME[0]=%q\nDEST_MODULE_LOCATION[0]=\"/updates\"\nAUTOINSTALL=\"yes\"\n", name, name),
+		"Makefile":   fmt.Sprintf("obj-m := %s.o\nall:\n\t$(MAKE) -C /lib/modules/$(KERNELRELEASE)/build M=$(CURDIR) modules\n", name),
+		name + ".c":  "#include <linux/module.h>\nstatic int __init good_init(void) { return 0; }\nmodule_init(good_init);\nMODULE_LICENSE(\"GPL\");\n",
+		"COPYING":    "The license of the test module.\n",
+		"debian/nil": "",
+	}
+}
+
+func jsonText(t *testing.T, v any) string {
+	t.Helper()
+	raw, err := json.Marshal(v)
+	assert.NilError(t, err)
+	return string(raw)
+}

@@ -1,0 +1,199 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gotest.tools/v3/assert"
+
+	"dkms2bin/internal/state"
+)
+
+// TestRealPackages is the job itself: four packages, two kernels, one package
+// that fails and one that is not meant for a kernel.
+func TestRealPackages(t *testing.T) {
+	tree := sharedTree(t)
+	kver, cloud := shared.doc.Kernels[0].Release, shared.doc.Kernels[1].Release
+	out := filepath.Join(t.TempDir(), "a repository", "ü")
+
+	built := command{name: "dkmsbuild", stdin: tree, args: []string{
+		"--dkms", "v4l2loopback-dkms", "bbswitch-dkms", "--dkms", "ddcci-dkms", "librem-ec-acpi-dkms",
+	}}.run(t).mustExit(t, state.ExitIncomplete)
+	assert.DeepEqual(t, outcomes(built.doc), map[string]string{
+		"v4l2loopback-dkms v4l2loopback " + kver:      "built",
+		"v4l2loopback-dkms v4l2loopback " + cloud:     "failed", // it needs CONFIG_VIDEO_DEV
+		"bbswitch-dkms bbswitch " + kver:              "built",
+		"bbswitch-dkms bbswitch " + cloud:             "built",
+		"ddcci-dkms ddcci " + kver:                    "built",
+		"ddcci-dkms ddcci " + cloud:                   "built",
+		"librem-ec-acpi-dkms librem_ec_acpi " + kver:  "failed",
+		"librem-ec-acpi-dkms librem_ec_acpi " + cloud: "failed",
+	})
+	failed := findBuild(t, built.doc, "librem-ec-acpi-dkms", kver)
+	assert.Assert(t, strings.HasPrefix(failed.Reason, "error: ") && strings.Contains(failed.Reason, "incompatible pointer type"), failed.Reason)
+	built.mustSay(t,
+		"... installing v4l2loopback-dkms package, building for "+kver+" .. OK\n",
+		"... installing librem-ec-acpi-dkms package, building for "+kver+" .. FAILED\n",
+		"dkmsbuild: warning: librem-ec-acpi-dkms: cannot build librem_ec_acpi 0.9.1 for "+kver+": error: ",
+		"dkmsbuild: hint: the whole log is "+failed.Log)
+
+	extracted := command{name: "debextract", stdin: built.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, state.ExitIncomplete)
+	assert.Equal(t, len(extracted.doc.Debs), 5)
+	assert.Equal(t, len(debFiles(t, out)), 5)
+	log, err := os.ReadFile(filepath.Join(out, "logs", "librem_ec_acpi-0.9.1-"+kver+".log"))
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(string(log), "incompatible pointer type"))
+	for _, b := range extracted.doc.Builds {
+		if b.Status == state.Built && b.Package == "ddcci-dkms" {
+			assert.Equal(t, len(b.Modules), 2, "ddcci has two modules")
+		}
+	}
+
+	indexed := command{name: "repoindex", stdin: extracted.raw}.run(t).mustExit(t, state.ExitIncomplete)
+	assert.Equal(t, indexed.doc.Index.Packages, 5)
+
+	t.Run("reproducible", func(t *testing.T) {
+		again := t.TempDir()
+		command{name: "debextract", stdin: built.raw, args: []string{"--out-dir", again}}.run(t).mustExit(t, state.ExitIncomplete)
+		for _, deb := range debFiles(t, out) {
+			assert.Assert(t, sameContent(t, deb, filepath.Join(again, filepath.Base(deb))), deb)
+		}
+	})
+	t.Run("never replaced", func(t *testing.T) {
+		// Another date gives other bytes under the same name.
+		env := []string{"SOURCE_DATE_EPOCH=1000000000"}
+		fresh := encode(t, extracted.doc, func(d *state.Document) { d.Debs = nil })
+		before, err := os.ReadFile(extracted.doc.Debs[0].Path)
+		assert.NilError(t, err)
+		command{name: "debextract", stdin: fresh, env: env, args: []string{"--out-dir", out}}.run(t).
+			mustExit(t, state.ExitError).mustSay(t, "with other content is there", "hint: packages are never replaced", "--version-suffix")
+		after, err := os.ReadFile(extracted.doc.Debs[0].Path)
+		assert.NilError(t, err)
+		assert.DeepEqual(t, before, after)
+		suffixed := command{name: "debextract", stdin: fresh, env: env, args: []string{"--out-dir", out, "--version-suffix", "+site2"}}.
+			run(t).mustExit(t, state.ExitIncomplete)
+		assert.Assert(t, strings.HasSuffix(suffixed.doc.Debs[0].Version, "+site2"))
+		for _, d := range suffixed.doc.Debs {
+			assert.NilError(t, os.Remove(d.Path))
+		}
+	})
+	t.Run("partial rerun of debextract", func(t *testing.T) {
+		kept, lost := extracted.doc.Debs[0].Path, extracted.doc.Debs[1].Path
+		before, err := os.Stat(kept)
+		assert.NilError(t, err)
+		assert.NilError(t, os.Remove(lost))
+		again := command{name: "debextract", stdin: indexed.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, state.ExitIncomplete)
+		assert.Equal(t, len(again.doc.Debs), 5)
+		after, err := os.Stat(kept)
+		assert.NilError(t, err)
+		assert.Assert(t, os.SameFile(before, after) && before.ModTime().Equal(after.ModTime()))
+		_, err = os.Stat(lost)
+		assert.NilError(t, err)
+	})
+	t.Run("archives as operands", func(t *testing.T) {
+		dir := t.TempDir()
+		b := findBuild(t, built.doc, "ddcci-dkms", kver)
+		headers := shared.doc.Kernels[0].Facts
+		r := command{name: "debextract", args: []string{"--out-dir", dir, "--headers", headers, b.Archive}}.run(t).mustExit(t, 0)
+		assert.Equal(t, len(r.doc.Debs), 1)
+		assert.Equal(t, len(debFiles(t, dir)), 1)
+		// The cloud flavour's headers are those of another kernel.
+		r = command{name: "debextract", args: []string{"--out-dir", dir, "--headers", shared.doc.Kernels[1].Facts, b.Archive}}.run(t).mustExit(t, state.ExitIncomplete)
+		r.mustSay(t, "not for "+cloud)
+	})
+	t.Run("lintian", func(t *testing.T) {
+		lint, err := exec.Command("lintian", append([]string{"--allow-root", "--fail-on", "error"}, debFiles(t, out)...)...).CombinedOutput()
+		assert.NilError(t, err, "%s", lint)
+	})
+	t.Run("install", func(t *testing.T) { testInstall(t, out, kver) })
+}
+
+func sameContent(t *testing.T, a, b string) bool {
+	t.Helper()
+	da, err := state.FileDigest(a)
+	assert.NilError(t, err)
+	db, err := state.FileDigest(b)
+	assert.NilError(t, err)
+	return da == db
+}
+
+// TestRebuild: what failed is built again, and that alone.
+func TestRebuild(t *testing.T) {
+	tree := sharedTree(t)
+	kver := shared.doc.Kernels[0].Release
+	files := goodModule("mended")
+	good := files["mended.c"]
+	files["mended.c"] = "#error this is broken\n" + good
+	dir := source(t, "mended", files)
+	out := t.TempDir()
+
+	first := command{name: "dkmsbuild", stdin: tree, args: []string{"--kver", kver, "--dkms", "bbswitch-dkms", dir}}.run(t).mustExit(t, state.ExitIncomplete)
+	broken := findBuild(t, first.doc, "mended", kver)
+	assert.Equal(t, broken.Reason, "error: #error this is broken (mended.c:1)")
+	bbswitch := findBuild(t, first.doc, "bbswitch-dkms", kver)
+
+	extracted := command{name: "debextract", stdin: first.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, state.ExitIncomplete)
+	assert.Equal(t, len(extracted.doc.Debs), 1)
+
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "mended.c"), []byte(good), 0o644))
+	second := command{name: "dkmsbuild", stdin: extracted.raw, args: []string{"--kver", kver}}.run(t).mustExit(t, 0)
+	assert.DeepEqual(t, findBuild(t, second.doc, "mended", kver).Status, state.Built)
+	assert.Equal(t, findBuild(t, second.doc, "bbswitch-dkms", kver).Started, bbswitch.Started, "bbswitch was built again")
+	assert.Assert(t, !strings.Contains(second.stderr, "bbswitch"), second.stderr)
+
+	third := command{name: "debextract", stdin: second.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, 0)
+	assert.Equal(t, len(third.doc.Debs), 2)
+	assert.Assert(t, !strings.Contains(third.stderr, "bbswitch-modules"), third.stderr)
+	command{name: "repoindex", stdin: third.raw}.run(t).mustExit(t, 0)
+	text, err := exec.Command("dpkg-deb", "--fsys-tarfile", third.doc.Debs[1].Path).Output()
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(string(text), "The license of the test module."))
+
+	// With everything good, nothing is done.
+	fourth := command{name: "dkmsbuild", stdin: third.raw, args: []string{"--kver", kver}}.run(t).mustExit(t, 0)
+	assert.DeepEqual(t, fourth.doc.Builds, third.doc.Builds)
+	// A lost archive is made again.
+	assert.NilError(t, os.Remove(findBuild(t, fourth.doc, "bbswitch-dkms", kver).Archive))
+	fifth := command{name: "dkmsbuild", stdin: fourth.raw, args: []string{"--kver", kver}}.run(t).mustExit(t, 0)
+	_, err = os.Stat(findBuild(t, fifth.doc, "bbswitch-dkms", kver).Archive)
+	assert.NilError(t, err)
+}
+
+// TestMakefile runs the Makefile over two kernels side by side.
+func TestMakefile(t *testing.T) {
+	tree := sharedTree(t)
+	out, states := t.TempDir(), t.TempDir()
+	var kvers []string
+	for _, k := range shared.doc.Kernels {
+		kvers = append(kvers, k.Release)
+	}
+	assert.NilError(t, os.WriteFile(filepath.Join(states, "tree.json"), tree, 0o644))
+	files := goodModule("maker")
+	good := files["maker.c"]
+	files["maker.c"] = "#include <linux/utsrelease.h>\n#error not yet\n" + good
+	dir := source(t, "maker", files)
+	run := func() (string, error) {
+		cmd := exec.Command("make", "-j2", "-f", filepath.Join(scripts, "dkms2bin.mk"), "DKMS=bbswitch-dkms "+dir,
+			"KVERS="+strings.Join(kvers, " "), "OUT_DIR="+out, "STATE_DIR="+states)
+		text, err := cmd.CombinedOutput()
+		t.Logf("%s", text)
+		return string(text), err
+	}
+	text, err := run()
+	assert.ErrorContains(t, err, "exit status 2") // make's own
+	assert.Assert(t, strings.Contains(text, "failed: maker for "+kvers[0]), text)
+	assert.Equal(t, len(debFiles(t, out)), 2)
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "maker.c"), []byte(good), 0o644))
+	text, err = run()
+	assert.NilError(t, err)
+	assert.Equal(t, len(debFiles(t, out)), 4)
+	assert.Assert(t, !strings.Contains(text, "installing bbswitch-dkms"), "bbswitch was built again: %s", text)
+	text, err = run()
+	assert.NilError(t, err)
+	assert.Assert(t, !strings.Contains(text, "dkmsbuild"), "there was nothing to do: %s", text)
+}

@@ -1,0 +1,47 @@
+package kernel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// A signed module is the ELF file, the signature (PKCS#7, DER), struct module_signature, and this line
+// (Linux: include/linux/module_signature.h). The struct has 12 bytes, of which the last four are the
+// length of the signature, in network byte order.
+const (
+	signatureMagic = "~Module signature appended~\n"
+	trailerSize    = 12
+)
+
+// TrimSignature returns a decompressed module file without the signature appended to it, and whether
+// there was one. The result shares its memory with the argument. More than one signature, as signing
+// twice leaves them, are all taken off.
+func TrimSignature(module []byte) ([]byte, bool, error) {
+	size, err := unsignedSize(bytes.NewReader(module), int64(len(module)))
+	if err != nil {
+		return nil, false, err
+	}
+	return module[:size], size != int64(len(module)), nil
+}
+
+// unsignedSize returns how many of the first size bytes stand before the appended signatures.
+func unsignedSize(r io.ReaderAt, size int64) (int64, error) {
+	const tail = trailerSize + int64(len(signatureMagic))
+	for size >= tail {
+		b := make([]byte, tail)
+		if _, err := r.ReadAt(b, size-tail); err != nil {
+			return 0, err
+		}
+		if string(b[trailerSize:]) != signatureMagic {
+			break
+		}
+		length := int64(binary.BigEndian.Uint32(b[trailerSize-4:]))
+		if length > size-tail {
+			return 0, fmt.Errorf("module signature of %d bytes in a file of %d", length, size)
+		}
+		size -= tail + length
+	}
+	return size, nil
+}

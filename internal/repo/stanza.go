@@ -1,0 +1,67 @@
+package repo
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"dkms2bin/internal/deb"
+)
+
+// fieldOrder is the order in which apt-ftparchive writes the fields of a
+// Packages file (observed with apt 2.6); all others follow in the order of the
+// control file.
+var fieldOrder = []string{
+	"Package", "Package-Type", "Architecture", "Subarchitecture", "Version", "Kernel-Version",
+	"Built-Using", "Static-Built-Using", "Built-For-Profiles", "Auto-Built-Package", "Multi-Arch",
+	"Priority", "Build-Essential", "Protected", "Important", "Essential", "Installer-Menu-Item",
+	"Section", "Source", "Origin", "Phased-Update-Percentage", "Maintainer", "Original-Maintainer",
+	"Bugs", "Config-Version", "Conffiles", "Installed-Size", "Provides", "Pre-Depends", "Depends",
+	"Recommends", "Suggests", "Conflicts", "Breaks", "Replaces", "Enhances", "Filename", "Size",
+	"SHA256", "Homepage", "Description", "Description-md5", "Tag", "Task",
+}
+
+var fieldRank = func() map[string]int {
+	rank := make(map[string]int, len(fieldOrder))
+	for i, name := range fieldOrder {
+		rank[strings.ToLower(name)] = i
+	}
+	return rank
+}()
+
+// notFromControl are the fields that describe the file and not the package: a
+// control file that has them is not believed.
+var notFromControl = map[string]bool{
+	"filename": true, "size": true, "md5sum": true, "sha1": true, "sha256": true, "sha512": true, "status": true,
+}
+
+// indexStanza returns the stanza of a package for Packages. path is that of
+// the .deb below the repository's directory. apt takes Filename as it stands,
+// blanks and percent signs too, and quotes it itself in a URL.
+func indexStanza(control deb.Stanza, path string, sum checksum) (deb.Stanza, error) {
+	if strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return nil, fmt.Errorf("control character in the file name %q", path)
+	}
+	s := make(deb.Stanza, 0, len(control)+3)
+	for _, f := range control {
+		if !notFromControl[strings.ToLower(f.Name)] {
+			s = append(s, f)
+		}
+	}
+	s = append(
+		s,
+		deb.Field{Name: "Filename", Value: "./" + path},
+		deb.Field{Name: "Size", Value: strconv.FormatInt(sum.size, 10)},
+		deb.Field{Name: "SHA256", Value: sum.sha256},
+	)
+	slices.SortStableFunc(s, func(a, b deb.Field) int { return rank(a) - rank(b) })
+	return s, nil
+}
+
+func rank(f deb.Field) int {
+	if r, ok := fieldRank[strings.ToLower(f.Name)]; ok {
+		return r
+	}
+	return len(fieldOrder)
+}

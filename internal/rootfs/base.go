@@ -1,0 +1,194 @@
+package rootfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/sandbox"
+)
+
+// A BaseSpec says what the first layer of a tree is made of.
+type BaseSpec struct {
+	Suite    string
+	Mirror   string // the main repository, for debootstrap
+	Parts    []string
+	Keyring  string // that signs the main repository, for debootstrap; may be ""
+	Sources  []byte // all repositories, deb822 format, with keyrings of the host
+	Packages []string
+	AptConf  []byte // apt.conf(5), for the time of the run
+	Log      io.Writer
+}
+
+// pathExcludes keep out of the tree what no build reads. The copyright files and
+// changelogs go into the packages.
+var pathExcludes = []string{
+	"path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/info/*",
+	"path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright", "path-include=/usr/share/doc/*/changelog*",
+}
+
+// inMemory is how much memory must be available for the base to be put together
+// there: it takes about 700 MB, and the disk is what makes it slow.
+const inMemory = 3 << 30
+
+// MakeBase fills dir, an empty directory, with a base system: by mmdebstrap, or
+// by debootstrap where that is missing.
+func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) error {
+	var tail bytes.Buffer
+	log := io.MultiWriter(&tail, spec.Log)
+	run := sandbox.Spec{
+		Root: sandbox.Root{Host: true}, Mountpoint: mountpoint, Network: true,
+		Env: sandbox.DefaultEnv(), Stdout: log, Stderr: log,
+		Binds: []sandbox.Bind{{Source: dir, Target: "/tmp/base", Write: true}},
+		Files: []sandbox.File{
+			{Target: "/tmp/base.sources", Content: spec.Sources, Mode: 0o644},
+			{Target: "/tmp/base.conf", Content: spec.AptConf, Mode: 0o644},
+			{Target: "/tmp/base.dpkg", Content: []byte(strings.Join(pathExcludes, "\n") + "\n"), Mode: 0o644},
+		},
+	}
+	packages := strings.Join(spec.Packages, ",")
+	switch {
+	case haveProgram("mmdebstrap"):
+		target := "/tmp/base"
+		if availableMemory() > inMemory {
+			target = "/tmp/memory"
+		}
+		run.Args = append([]string{
+			"sh", "-ec", `mkdir -p "$1"; target=$1; shift; mmdebstrap "$@"; [ "$target" = /tmp/base ] || cp -a "$target/." /tmp/base/`, "sh", target,
+			"--mode=root", "--format=directory", "--variant=apt", "--include=" + packages,
+			"--aptopt=/tmp/base.conf", "--skip=check/empty,cleanup/apt/lists",
+		}, spec.Suite, target, "/tmp/base.sources")
+		for _, opt := range pathExcludes {
+			run.Args = append(run.Args, "--dpkgopt="+opt)
+		}
+	case haveProgram("debootstrap"):
+		// debootstrap tries mknod, which only real root may.
+		run.RealRoot = true
+		script := `debootstrap --variant=minbase ${4:+--keyring="$4"} --components="$3" "$1" /tmp/base "$2"
+rm -f /tmp/base/etc/apt/sources.list
+cp /tmp/base.sources /tmp/base/etc/apt/sources.list.d/dkms2bin.sources
+cp /tmp/base.conf /tmp/base/etc/apt/apt.conf.d/90dkms2bin
+cp /tmp/base.dpkg /tmp/base/etc/dpkg/dpkg.cfg.d/dkms2bin
+cp -L /etc/resolv.conf /tmp/base/etc/resolv.conf
+keys=$(sed -n 's/^Signed-By: \(\/.*\)$/\1/p' /tmp/base.sources | sort -u)
+for key in $keys; do mkdir -p "/tmp/base$(dirname "$key")"; cp "$key" "/tmp/base$key"; done
+mount --bind /proc /tmp/base/proc
+trap 'umount /tmp/base/proc' EXIT
+printf '#!/bin/sh\nexit 101\n' >/tmp/base/usr/sbin/policy-rc.d
+chmod 755 /tmp/base/usr/sbin/policy-rc.d
+chroot /tmp/base apt-get update
+chroot /tmp/base apt-get -y dist-upgrade
+chroot /tmp/base apt-get -y install $5
+chroot /tmp/base apt-get clean`
+		run.Args = []string{"sh", "-ec", script, "sh", spec.Suite, spec.Mirror, strings.Join(spec.Parts, ","), spec.Keyring, strings.ReplaceAll(packages, ",", " ")}
+	default:
+		return diag.WithHint(errors.New("neither mmdebstrap nor debootstrap is installed"), "apt-get install mmdebstrap")
+	}
+	err := sandbox.Run(ctx, run)
+	var exit *sandbox.ExitError
+	if errors.As(err, &exit) {
+		reason := baseReason(tail.String(), exit)
+		err = fmt.Errorf("cannot make the base system: %s", reason)
+		switch {
+		case strings.Contains(reason, "GPG error"):
+			return diag.WithHint(err, "the repository is signed by a key that was not given: --repo 'deb [signed-by=KEYRING] uri suite components'")
+		case strings.Contains(reason, "Failed to fetch"), strings.Contains(reason, "does not have a Release file"):
+			return diag.WithHint(err, "look at the mirror's address, the suite's name and the network; --repo takes another mirror")
+		case strings.Contains(reason, "No space left"):
+			return diag.WithHint(err, "a tree needs about 1 GB; --work-dir names another place")
+		}
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("cannot make the base system: %w", err)
+	}
+	return nil
+}
+
+// baseReason picks the lines that say why: apt's and the tool's own errors.
+func baseReason(output string, exit *sandbox.ExitError) string {
+	var reasons []string
+	for line := range strings.Lines(output) {
+		line = strings.TrimSpace(line)
+		text, isError := strings.CutPrefix(line, "E: ")
+		if !isError {
+			if text, isError = strings.CutPrefix(line, "W: "); !isError || !strings.Contains(text, "GPG error") {
+				continue
+			}
+		}
+		vague := strings.HasPrefix(text, "apt-get ") || strings.Contains(text, "failed: ") || strings.HasPrefix(text, "Sub-process") || strings.HasPrefix(text, "Some index files")
+		if !vague && len(reasons) < 2 {
+			reasons = append(reasons, text)
+		}
+	}
+	if len(reasons) == 0 {
+		return exit.Error()
+	}
+	return strings.Join(reasons, "; ")
+}
+
+func haveProgram(name string) bool {
+	_, err := exec.LookPath(name)
+	return err == nil
+}
+
+// availableMemory is MemAvailable of /proc/meminfo in bytes, or 0.
+func availableMemory() int64 {
+	info, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(info)) {
+		var kib int64
+		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); err == nil {
+			return kib << 10
+		}
+	}
+	return 0
+}
+
+// A ConfigFile is a file that is put into the base layer.
+type ConfigFile struct {
+	Path    string // absolute, in the tree
+	Content []byte
+	Mode    os.FileMode
+}
+
+// Configure puts files into the layer at dir, in place of what is there, and
+// removes others.
+func Configure(dir string, files []ConfigFile, remove ...string) (err error) {
+	defer wrap(&err, "cannot configure the base system")
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	rel := func(path string) string { return strings.TrimPrefix(path, "/") }
+	for _, path := range remove {
+		if err := root.RemoveAll(rel(path)); err != nil {
+			return err
+		}
+	}
+	for _, f := range files {
+		path := rel(f.Path)
+		if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := root.Remove(path); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+		if err := errors.Join(root.WriteFile(path, f.Content, f.Mode), root.Chmod(path, f.Mode)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

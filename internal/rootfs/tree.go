@@ -1,0 +1,497 @@
+// Package rootfs makes, layers, locks and removes build trees.
+//
+// A tree is a directory with this inside:
+//
+//	dkms2bin-tree    says that it is one
+//	lock             held by whoever uses the tree: flock(2), shared
+//	busy/            a file for each stage at work
+//	layers/          the directories that overlayfs stacks, each complete
+//	scratch/         layers that are being made
+//	records/         what later stages need, as plain files
+//	documents/       copies of the stages' documents
+//	secrets/         credentials, for their owner alone
+//	root/            empty; the sandbox puts its root together on it
+//
+// A layer is the upper directory that one run left inside an overlay. It
+// appears under its name by rename, so a layer that is there is whole.
+package rootfs
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/sandbox"
+)
+
+const (
+	markerName  = "dkms2bin-tree"
+	markerText  = "dkms2bin build tree, layout 1\n"
+	treesDir    = "trees"
+	removingTag = ".removing-"
+)
+
+// DefaultWorkDir is where trees lie: below /var/cache for root, in the XDG cache
+// directory for others.
+func DefaultWorkDir() (string, error) {
+	if os.Geteuid() == 0 {
+		return "/var/cache/dkms2bin", nil
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", diag.WithHint(fmt.Errorf("cannot find a work directory: %w", err), "name one with --work-dir")
+	}
+	return filepath.Join(dir, "dkms2bin"), nil
+}
+
+// A Tree is a build tree.
+type Tree struct {
+	Path string // absolute
+	lock *os.File
+	busy string // path of this process's mark
+}
+
+// ErrBusy says that a tree is in use.
+var ErrBusy = errors.New("the tree is in use")
+
+// ErrNoTree says that a directory is not a tree, or no longer there.
+var ErrNoTree = errors.New("not a dkms2bin tree")
+
+// Create makes an empty tree below workDir, in use by this process.
+func Create(workDir string) (t *Tree, err error) {
+	defer wrap(&err, "cannot create a tree in %s", workDir)
+	parent := filepath.Join(workDir, treesDir)
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return nil, err
+	}
+	var id [4]byte
+	_, _ = rand.Read(id[:])
+	// The name appears only when the tree is complete and marked busy.
+	name := time.Now().UTC().Format("20060102T150405") + "-" + hex.EncodeToString(id[:])
+	hidden := filepath.Join(parent, removingTag+name)
+	if err := os.Mkdir(hidden, 0o755); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeAll(parent, filepath.Base(hidden)))
+		}
+	}()
+	if err := os.Chmod(hidden, 0o755); err != nil {
+		return nil, err
+	}
+	for dir, mode := range map[string]fs.FileMode{
+		"busy": 0o755, "records": 0o755, "documents": 0o755, "root": 0o755,
+		"layers":  0o700, // setuid programs of the tree are nobody else's business
+		"scratch": 0o700, "secrets": 0o700,
+	} {
+		path := filepath.Join(hidden, dir)
+		if err := errors.Join(os.Mkdir(path, mode), os.Chmod(path, mode)); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(hidden, "lock"), nil, 0o644); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(hidden, markerName), []byte(markerText), 0o644); err != nil {
+		return nil, err
+	}
+	t = &Tree{Path: hidden}
+	if err := t.Use(); err != nil {
+		return nil, err
+	}
+	final := filepath.Join(parent, name)
+	if err := os.Rename(hidden, final); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	t.Path, t.busy = final, filepath.Join(final, "busy", filepath.Base(t.busy))
+	return t, nil
+}
+
+// Open opens an existing tree. It does not lock it.
+func Open(path string) (t *Tree, err error) {
+	defer wrap(&err, "cannot open the tree %s", path)
+	if !filepath.IsAbs(path) {
+		return nil, errors.New("its path is not absolute")
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", ErrNoTree, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if real != filepath.Clean(path) {
+		return nil, fmt.Errorf("%w: the path leads through a link to %s", ErrNoTree, real)
+	}
+	text, err := os.ReadFile(filepath.Join(path, markerName))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return nil, fmt.Errorf("%w: it has no file %s", ErrNoTree, markerName)
+	case err != nil:
+		return nil, err
+	case string(text) != markerText:
+		return nil, fmt.Errorf("%w that this version knows: %s says %q", ErrNoTree, markerName, strings.TrimSpace(string(text)))
+	}
+	return &Tree{Path: real}, nil
+}
+
+// Use locks the tree against removal and marks it busy. Several processes may
+// use a tree at the same time.
+func (t *Tree) Use() (err error) {
+	defer wrap(&err, "cannot lock the tree %s", t.Path)
+	f, err := os.Open(filepath.Join(t.Path, "lock"))
+	if err != nil {
+		return err
+	}
+	// Whoever gets the exclusive lock is alone: marks that are there were left
+	// by processes that died.
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		if err := t.clearBusy(); err != nil {
+			f.Close()
+			return err
+		}
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
+		f.Close()
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(t.Path, markerName)); err != nil {
+		f.Close()
+		return fmt.Errorf("%w: it was removed meanwhile", ErrNoTree)
+	}
+	mark, err := os.CreateTemp(filepath.Join(t.Path, "busy"), fmt.Sprintf("%d-", os.Getpid()))
+	if err != nil {
+		f.Close()
+		return err
+	}
+	t.lock, t.busy = f, mark.Name()
+	return mark.Close()
+}
+
+func (t *Tree) clearBusy() error {
+	marks, err := os.ReadDir(filepath.Join(t.Path, "busy"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range marks {
+		errs = append(errs, os.Remove(filepath.Join(t.Path, "busy", m.Name())))
+	}
+	return errors.Join(errs...)
+}
+
+// Close ends this process's use of the tree.
+func (t *Tree) Close() error {
+	if t.lock == nil {
+		return nil
+	}
+	err := os.Remove(t.busy)
+	err = errors.Join(err, t.lock.Close())
+	t.lock = nil
+	return err
+}
+
+// LayerPath is the directory of a layer. Names are made of letters, digits and
+// hyphens; LayerName makes one.
+func (t *Tree) LayerPath(name string) string { return filepath.Join(t.Path, "layers", name) }
+
+// HasLayer says whether the layer is there, whole.
+func (t *Tree) HasLayer(name string) bool {
+	info, err := os.Stat(t.LayerPath(name))
+	return name != "" && err == nil && info.IsDir()
+}
+
+// Record makes and returns the directory of a record.
+func (t *Tree) Record(name string) (string, error) {
+	dir := filepath.Join(t.Path, "records", name)
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o755)); err != nil {
+		return "", err
+	}
+	return dir, nil
+}
+
+// Root is a read-only root of these layers, the topmost first.
+func (t *Tree) Root(layers ...string) sandbox.Root {
+	r := sandbox.Root{}
+	for _, l := range layers {
+		r.Layers = append(r.Layers, t.LayerPath(l))
+	}
+	return r
+}
+
+// Mountpoint is the directory on which sandboxes put their roots together.
+func (t *Tree) Mountpoint() string { return filepath.Join(t.Path, "root") }
+
+// A LayerSpec says how a layer comes to be.
+type LayerSpec struct {
+	Name string
+	On   []string // layers below, the topmost first
+	// Make fills root.Upper.
+	Make func(root sandbox.Root) error
+	// Replace makes the layer anew when it is there already.
+	Replace bool
+}
+
+// MakeLayer makes a layer, or waits for another process that is making it. A
+// layer that is there already is kept. With an empty On, Make is given an empty
+// directory as Upper and no layers.
+//
+// An error of Make is returned as it is.
+func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
+	var makeErr error
+	defer func() {
+		if makeErr == nil {
+			wrap(&err, "cannot make the layer %s", spec.Name)
+		}
+	}()
+	lock, err := os.OpenFile(filepath.Join(t.Path, "scratch", spec.Name+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := flock(ctx, lock); err != nil {
+		return err
+	}
+	if t.HasLayer(spec.Name) && !spec.Replace {
+		return nil
+	}
+	scratch := filepath.Join(t.Path, "scratch")
+	dir, err := os.MkdirTemp(scratch, spec.Name+".")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, removeAll(scratch, filepath.Base(dir))) }()
+	root := t.Root(spec.On...)
+	root.Upper, root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, d := range []string{root.Upper, root.Work} {
+		if err := errors.Join(os.Mkdir(d, 0o755), os.Chmod(d, 0o755)); err != nil {
+			return err
+		}
+	}
+	if makeErr = spec.Make(root); makeErr != nil {
+		return makeErr
+	}
+	if t.HasLayer(spec.Name) {
+		if err := os.Rename(t.LayerPath(spec.Name), filepath.Join(dir, "old")); err != nil {
+			return err
+		}
+	}
+	return os.Rename(root.Upper, t.LayerPath(spec.Name))
+}
+
+// Writable is a root in which layer name itself is written to, on the layers
+// below. The returned function removes what the overlay needed meanwhile.
+func (t *Tree) Writable(name string, on ...string) (sandbox.Root, func() error, error) {
+	if !t.HasLayer(name) {
+		return sandbox.Root{}, nil, fmt.Errorf("the tree %s has no layer %s", t.Path, name)
+	}
+	scratch := filepath.Join(t.Path, "scratch")
+	dir, err := os.MkdirTemp(scratch, "work.")
+	if err != nil {
+		return sandbox.Root{}, nil, err
+	}
+	root := t.Root(on...)
+	root.Upper, root.Work = t.LayerPath(name), dir
+	return root, func() error { return removeAll(scratch, filepath.Base(dir)) }, nil
+}
+
+// flock takes the exclusive lock, waiting as long as ctx allows.
+func flock(ctx context.Context, f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// Remove removes the tree. A tree that is in use, or has something mounted in
+// it, is left alone.
+func (t *Tree) Remove() (err error) {
+	defer wrap(&err, "cannot remove the tree %s", t.Path)
+	lock, err := os.Open(filepath.Join(t.Path, "lock"))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return diag.WithHint(ErrBusy, "wait for the stage that works in it to end, or end it")
+		}
+		return err
+	}
+	mounts, err := mountsBelow(t.Path)
+	if err != nil {
+		return err
+	}
+	if len(mounts) > 0 {
+		return diag.WithHint(fmt.Errorf("something is mounted in it: %s", strings.Join(mounts, ", ")), "umount it first")
+	}
+	parent, name := filepath.Split(t.Path)
+	if !strings.HasPrefix(name, removingTag) {
+		// From here on nobody finds it as a tree; an interrupted removal is
+		// finished by the next call of Stale's user.
+		if err := os.Rename(t.Path, filepath.Join(parent, removingTag+name)); err != nil {
+			return err
+		}
+		name = removingTag + name
+	}
+	return removeAll(parent, name)
+}
+
+// removeAll removes name below the directory parent without leaving it: links
+// are removed, not followed.
+func removeAll(parent, name string) error {
+	root, err := os.OpenRoot(parent)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return root.RemoveAll(name)
+}
+
+// mountsBelow lists the mount points of this process's namespace at or below
+// path, from mountinfo (proc(5)), where odd characters are octal escapes.
+func mountsBelow(path string) ([]string, error) {
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	var mounts []string
+	for line := range strings.Lines(string(info)) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 {
+			continue
+		}
+		if point := unescape.Replace(fields[4]); point == path || strings.HasPrefix(point, path+"/") {
+			mounts = append(mounts, point)
+		}
+	}
+	return mounts, nil
+}
+
+// Stale lists the trees below workDir that a dead process left busy or half
+// removed, and with olderThan > 0 also idle ones whose last use is longer ago.
+// Trees in use are never listed.
+func Stale(workDir string, olderThan time.Duration) (trees []*Tree, err error) {
+	defer wrap(&err, "cannot look for stale trees in %s", workDir)
+	parent := filepath.Join(workDir, treesDir)
+	if parent, err = filepath.EvalSymlinks(parent); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		path := filepath.Join(parent, e.Name())
+		if !e.IsDir() {
+			continue
+		}
+		half := strings.HasPrefix(e.Name(), removingTag)
+		t, err := Open(path)
+		if err != nil {
+			if !half {
+				continue // somebody else's
+			}
+			t = &Tree{Path: path}
+		}
+		stale, err := t.stale(half, olderThan)
+		if err != nil {
+			return nil, err
+		}
+		if stale {
+			trees = append(trees, t)
+		}
+	}
+	return trees, nil
+}
+
+func (t *Tree) stale(half bool, olderThan time.Duration) (bool, error) {
+	lock, err := os.OpenFile(filepath.Join(t.Path, "lock"), os.O_RDONLY|boolFlag(half, os.O_CREATE), 0o644)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return false, nil
+		}
+		return false, err
+	}
+	if half {
+		return true, nil
+	}
+	marks, err := os.ReadDir(filepath.Join(t.Path, "busy"))
+	if err != nil {
+		return false, err
+	}
+	if len(marks) > 0 {
+		return true, nil
+	}
+	if olderThan <= 0 {
+		return false, nil
+	}
+	last, err := t.lastUse()
+	return err == nil && time.Since(last) > olderThan, err
+}
+
+func boolFlag(on bool, flag int) int {
+	if on {
+		return flag
+	}
+	return 0
+}
+
+// lastUse is when a stage last began or ended in the tree.
+func (t *Tree) lastUse() (time.Time, error) {
+	var times []time.Time
+	for _, name := range []string{"busy", "documents", "layers"} {
+		info, err := os.Stat(filepath.Join(t.Path, name))
+		if err != nil {
+			return time.Time{}, err
+		}
+		times = append(times, info.ModTime())
+	}
+	return slices.MaxFunc(times, time.Time.Compare), nil
+}
+
+func wrap(err *error, format string, args ...any) {
+	if *err != nil {
+		*err = fmt.Errorf(format+": %w", append(args, *err)...)
+	}
+}
+
+// LayerName makes a name out of a kind and everything that the layer depends on.
+// It is safe as a file name and in mount options.
+func LayerName(kind string, parts ...string) string {
+	sum := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(sum, "%d:%s", len(p), p)
+	}
+	return kind + "-" + hex.EncodeToString(sum.Sum(nil)[:10])
+}

@@ -1,0 +1,312 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// makeRoot puts the root together on conf.Mountpoint and makes it this
+// process's root directory. Afterwards nothing of the host's tree can be
+// reached except through the binds that were asked for.
+func makeRoot(conf config) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("cannot make the mounts private: %w", err)
+	}
+	root := conf.Mountpoint
+	if err := mountRoot(conf.Root, root); err != nil {
+		return err
+	}
+	if err := mountSystem(root, conf.Root.Upper == ""); err != nil {
+		return err
+	}
+	files := conf.Files
+	if conf.Network {
+		resolver, err := resolverFiles(conf.Root.Host)
+		if err != nil {
+			return err
+		}
+		files = append(resolver, files...)
+	}
+	if err := placeFiles(root, files); err != nil {
+		return err
+	}
+	for _, b := range conf.Binds {
+		if err := bindInto(root, b); err != nil {
+			return err
+		}
+	}
+	if err := os.Chdir(root); err != nil {
+		return err
+	}
+	// pivot_root(2): with both arguments the same directory, the old root ends
+	// up on top of the new one and can be detached at once.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("cannot change the root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("cannot detach the host's root: %w", err)
+	}
+	return os.Chdir("/")
+}
+
+func mountRoot(r Root, root string) error {
+	switch {
+	case r.Host:
+		if err := unix.Mount("/", root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("cannot bind the host's root: %w", err)
+		}
+		attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(unix.AT_FDCWD, root, unix.AT_RECURSIVE, attr); err != nil {
+			return fmt.Errorf("cannot make the host's root read-only (Linux 5.12 is needed): %w", err)
+		}
+		return nil
+	case len(r.Layers) == 0:
+		return errors.New("cannot make a root of no layers")
+	case r.Upper == "" && len(r.Layers) == 1:
+		return bind(r.Layers[0], root, true)
+	}
+	// Layers are named by descriptor: no path needs escaping then, and a long
+	// list still fits the page that mount options may have.
+	name := func(dir string) (string, error) {
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return "", &fs.PathError{Op: "open layer", Path: dir, Err: err}
+		}
+		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+	}
+	lowers := make([]string, len(r.Layers))
+	for i, dir := range r.Layers {
+		var err error
+		if lowers[i], err = name(dir); err != nil {
+			return err
+		}
+	}
+	options := "userxattr,lowerdir=" + strings.Join(lowers, ":")
+	if r.Upper != "" {
+		upper, err := name(r.Upper)
+		if err != nil {
+			return err
+		}
+		work, err := name(r.Work)
+		if err != nil {
+			return err
+		}
+		options += ",upperdir=" + upper + ",workdir=" + work
+	}
+	if err := unix.Mount("overlay", root, "overlay", unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("cannot mount an overlay of %d layers, writable in %q: %w", len(r.Layers), r.Upper, err)
+	}
+	return nil
+}
+
+// inRoot opens path inside root, links resolved as a process with that root
+// would, and returns a name for it that mount(2) takes. A link in a foreign tree
+// thus never leads a mount outside of it.
+func inRoot(root, path string) (string, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &fs.PathError{Op: "open", Path: root, Err: err}
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat2(dir, path, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return "", &fs.PathError{Op: "open in the tree", Path: path, Err: err}
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+}
+
+// mountSystem gives the root a /proc, /dev, /sys and /run of its own, and where
+// nothing else can be written to, a /tmp.
+func mountSystem(root string, tmp bool) error {
+	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	mounts := []struct {
+		target, fstype string
+		flags          uintptr
+		options        string
+	}{
+		{"/proc", "proc", quiet, ""},
+		{"/dev", "tmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=755,size=1m"},
+		{"/sys", "tmpfs", quiet | unix.MS_RDONLY, "mode=555,size=0"},
+		{"/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=755"},
+	}
+	if tmp {
+		mounts = append(mounts, mounts[len(mounts)-1])
+		mounts[len(mounts)-1].target, mounts[len(mounts)-1].options = "/tmp", "mode=1777"
+	}
+	for _, m := range mounts {
+		target, err := inRoot(root, m.target)
+		if err != nil {
+			return err
+		}
+		if err := unix.Mount(m.fstype, target, m.fstype, m.flags, m.options); err != nil {
+			return fmt.Errorf("cannot mount %s on %s: %w", m.fstype, m.target, err)
+		}
+	}
+	// From here on the names lead into what was just mounted.
+	at := func(path string) string { return filepath.Join(root, path) }
+	if err := makeDev(at("/dev")); err != nil {
+		return err
+	}
+	if err := os.Mkdir(at("/run/lock"), 0o1777); err != nil {
+		return err
+	}
+	// Identity 0 inside owns these files outside, and their checks ask for
+	// nothing more: sysctls, sysrq and settings of devices.
+	for _, path := range []string{"sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "driver", "asound", "mtrr", "timer_list", "dynamic_debug"} {
+		target := filepath.Join(at("/proc"), path)
+		if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := bind(target, target, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func makeDev(dev string) error {
+	for _, name := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
+		target := filepath.Join(dev, name)
+		if err := os.WriteFile(target, nil, 0o666); err != nil {
+			return err
+		}
+		if err := unix.Mount("/dev/"+name, target, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("cannot bind /dev/%s: %w", name, err)
+		}
+	}
+	for _, dir := range []string{"pts", "shm"} {
+		if err := os.Mkdir(filepath.Join(dev, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("devpts", filepath.Join(dev, "pts"), "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5"); err != nil {
+		return fmt.Errorf("cannot mount devpts: %w", err)
+	}
+	if err := unix.Mount("tmpfs", filepath.Join(dev, "shm"), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil {
+		return fmt.Errorf("cannot mount tmpfs on /dev/shm: %w", err)
+	}
+	for link, target := range map[string]string{
+		"ptmx": "pts/ptmx", "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0",
+		"stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+	} {
+		if err := os.Symlink(target, filepath.Join(dev, link)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// resolverFiles are the host's resolver settings. Where /etc/resolv.conf is a
+// link into /run (as systemd-resolved makes it) the content is what counts.
+func resolverFiles(host bool) ([]File, error) {
+	var files []File
+	for _, path := range []string{"/etc/resolv.conf", "/etc/hosts"} {
+		content, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		target := path
+		if host {
+			if target, err = filepath.EvalSymlinks(path); err != nil {
+				return nil, err
+			}
+			if !strings.HasPrefix(target, "/run/") {
+				continue // visible anyway
+			}
+		}
+		files = append(files, File{Target: target, Content: content, Mode: 0o644, IfExists: !host})
+	}
+	return files, nil
+}
+
+const filesDir = "/run/.dkms2bin"
+
+// placeFiles writes the contents below /run, which is in memory, and binds them
+// over their targets.
+func placeFiles(root string, files []File) error {
+	if len(files) == 0 {
+		return nil
+	}
+	dir := filepath.Join(root, filesDir)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	for i, f := range files {
+		source := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.WriteFile(source, f.Content, 0o600); err != nil {
+			return err
+		}
+		if err := os.Chmod(source, f.Mode); err != nil {
+			return err
+		}
+		if f.IfExists {
+			if _, err := inRoot(root, f.Target); errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+		}
+		if err := bindInto(root, Bind{Source: source, Target: f.Target}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bindInto binds a file or directory into the root. Targets in memory are
+// created.
+func bindInto(root string, b Bind) error {
+	if strings.HasPrefix(b.Target, "/run/") || strings.HasPrefix(b.Target, "/tmp/") {
+		info, err := os.Stat(b.Source)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(root, b.Target)
+		parent := filepath.Dir(target)
+		if info.IsDir() {
+			parent = target
+		}
+		if err := os.MkdirAll(parent, 0o755); err != nil {
+			return err
+		}
+		if !info.IsDir() {
+			if err := os.WriteFile(target, nil, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	target, err := inRoot(root, b.Target)
+	if err != nil {
+		return err
+	}
+	return bind(b.Source, target, !b.Write)
+}
+
+// bind binds source on target, as a mount of its own flags.
+func bind(source, target string, readOnly bool) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("cannot bind %s: %w", source, err)
+	}
+	defer unix.Close(fd)
+	if readOnly {
+		attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
+			return fmt.Errorf("cannot make the bind of %s read-only (Linux 5.12 is needed): %w", source, err)
+		}
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
+		return fmt.Errorf("cannot bind %s on %s: %w", source, target, err)
+	}
+	return nil
+}

@@ -1,0 +1,280 @@
+// Package state is the document that the stages hand to each other: one JSON
+// object on standard input, one on standard output. The README describes it
+// field by field.
+//
+// All paths are absolute, all times are UTC, and credentials are never in it.
+package state
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Version is the version of documents that this package reads and writes.
+const Version = 1
+
+// A Document says what was asked for, what was made of it and where it is.
+type Document struct {
+	Version  int       `json:"version"`
+	Tree     *Tree     `json:"tree,omitempty"`
+	Kernels  []Kernel  `json:"kernels,omitempty"`
+	Packages []Package `json:"packages,omitempty"`
+	Builds   []Build   `json:"builds,omitempty"`
+	Debs     []Deb     `json:"debs,omitempty"`
+	Index    *Index    `json:"index,omitempty"`
+	Error    *Error    `json:"error,omitempty"`
+}
+
+// A Tree is the throw-away root in which everything is built.
+type Tree struct {
+	Path         string       `json:"path"`
+	Distribution string       `json:"distribution"` // "debian", "ubuntu"
+	Suite        string       `json:"suite"`
+	Architecture string       `json:"architecture"` // as dpkg names it
+	Repositories []Repository `json:"repositories"`
+	Base         string       `json:"base,omitempty"`     // name of its base layer
+	DKMS         string       `json:"dkms,omitempty"`     // version of its dkms package
+	Compiler     string       `json:"compiler,omitempty"` // version of its gcc package
+	Created      time.Time    `json:"created"`
+	Removed      bool         `json:"removed,omitempty"`
+}
+
+// A Repository is a package source, without its credentials.
+type Repository struct {
+	URI        string   `json:"uri"`
+	Suite      string   `json:"suite"`
+	Components []string `json:"components,omitempty"`
+	Trusted    bool     `json:"trusted,omitempty"`
+}
+
+// A Kernel is a kernel to build for.
+type Kernel struct {
+	Release       string `json:"release"`                  // as uname -r prints it
+	Flavour       string `json:"flavour,omitempty"`        // of the header metapackage that led to it
+	Requested     bool   `json:"requested"`                // named by --kver
+	Headers       string `json:"headers_package"`          // e.g. linux-headers-6.1.0-56-amd64
+	Version       string `json:"package_version"`          // of the headers package
+	Source        string `json:"source,omitempty"`         // its source package, as "linux (= 6.1.192-2)"
+	Layer         string `json:"layer,omitempty"`          // name of its layer in the tree
+	Modversions   bool   `json:"modversions"`              // CONFIG_MODVERSIONS
+	ModulesPrefix string `json:"modules_prefix,omitempty"` // "/lib/modules" or "/usr/lib/modules"
+	Facts         string `json:"facts,omitempty"`          // directory with its configuration and Module.symvers
+}
+
+// A Package is a DKMS package that was asked for.
+type Package struct {
+	Request string    `json:"request"`           // as given to --dkms
+	Name    string    `json:"name,omitempty"`    // Debian package, or the module of a source directory
+	Version string    `json:"version,omitempty"` // its version
+	Kind    string    `json:"kind,omitempty"`    // "archive", "deb" or "source"
+	Digest  string    `json:"digest,omitempty"`  // SHA-256 of the .deb or of the source directory's content
+	Source  string    `json:"source,omitempty"`  // its source package, as "v4l2loopback (= 0.12.7-2)"
+	Layer   string    `json:"layer,omitempty"`   // name of its layer in the tree
+	Doc     string    `json:"doc,omitempty"`     // directory with its copyright and changelog
+	Date    time.Time `json:"date,omitzero"`     // of its newest changelog entry, or newest source file
+	Error   string    `json:"error,omitempty"`   // why it could not be installed
+}
+
+// Kinds of package.
+const (
+	KindArchive = "archive"
+	KindDeb     = "deb"
+	KindSource  = "source"
+)
+
+// A Build is one module built, or not, for one kernel.
+type Build struct {
+	Package       string    `json:"package"`                  // name of the package, or the request where there is none
+	Module        string    `json:"module,omitempty"`         // as dkms names it; empty if the package could not be installed
+	ModuleVersion string    `json:"module_version,omitempty"` //
+	Kernel        string    `json:"kernel"`
+	Status        string    `json:"status"`
+	Reason        string    `json:"reason,omitempty"`         // why it was skipped or failed, in one line
+	Stage         string    `json:"stage,omitempty"`          // that found the failure
+	Log           string    `json:"log,omitempty"`            // the whole log
+	Archive       string    `json:"archive,omitempty"`        // made by dkms mktarball
+	ArchiveDigest string    `json:"archive_digest,omitempty"` // SHA-256
+	Source        string    `json:"source_digest,omitempty"`  // of everything it was built from
+	Modules       []Module  `json:"modules,omitempty"`        // filled by debextract
+	Layer         string    `json:"layer,omitempty"`          // name of the layer in which it ran
+	Started       time.Time `json:"started,omitzero"`
+	Seconds       float64   `json:"seconds,omitempty"`
+}
+
+// What can become of a build.
+const (
+	Built   = "built"
+	Skipped = "skipped"
+	Failed  = "failed"
+)
+
+// A Module is a file of a build.
+type Module struct {
+	File     string `json:"file"` // name in the archive
+	Vermagic string `json:"vermagic"`
+}
+
+// A Deb is a binary package that was written, or found there with the same
+// content.
+type Deb struct {
+	Path         string `json:"path"`
+	Digest       string `json:"digest"` // SHA-256
+	Size         int64  `json:"size"`
+	Name         string `json:"name"`
+	Version      string `json:"version"`
+	Architecture string `json:"architecture"`
+	Module       string `json:"module"`
+	Kernel       string `json:"kernel"`
+	Archive      string `json:"archive_digest"` // of what it was made from
+}
+
+// An Index is the apt metadata of a directory.
+type Index struct {
+	Directory string    `json:"directory"`
+	Packages  int       `json:"packages"`
+	Digest    string    `json:"digest"` // SHA-256 of its Release
+	Left      []Problem `json:"left_out,omitempty"`
+}
+
+// A Problem is a file that was left out of the index.
+type Problem struct {
+	Path   string `json:"path"`
+	Reason string `json:"reason"`
+}
+
+// An Error is why a stage did not do its work. Later stages pass a document
+// that has one on.
+type Error struct {
+	Stage   string `json:"stage"`
+	Kind    string `json:"kind"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// Kinds of error.
+const (
+	KindFailed      = "failed"
+	KindUsage       = "usage"
+	KindInterrupted = "interrupted"
+)
+
+// Exit codes of all programs.
+const (
+	ExitDone        = 0
+	ExitError       = 1
+	ExitUsage       = 2
+	ExitIncomplete  = 3 // done, but some modules failed
+	ExitInterrupted = 130
+)
+
+// ExitCode is the exit code of the stage that wrote the document. It depends on
+// the document alone, so that a pipe's last stage speaks for all of them.
+func (d *Document) ExitCode() int {
+	if d.Error != nil {
+		switch d.Error.Kind {
+		case KindUsage:
+			return ExitUsage
+		case KindInterrupted:
+			return ExitInterrupted
+		}
+		return ExitError
+	}
+	for _, b := range d.Builds {
+		if b.Status == Failed {
+			return ExitIncomplete
+		}
+	}
+	if d.Index != nil && len(d.Index.Left) > 0 {
+		return ExitIncomplete
+	}
+	return ExitDone
+}
+
+// Kernel returns the kernel of that release, or nil.
+func (d *Document) Kernel(release string) *Kernel {
+	for i := range d.Kernels {
+		if d.Kernels[i].Release == release {
+			return &d.Kernels[i]
+		}
+	}
+	return nil
+}
+
+// Package returns the package of that name, or nil.
+func (d *Document) Package(name string) *Package {
+	for i := range d.Packages {
+		if d.Packages[i].Name == name {
+			return &d.Packages[i]
+		}
+	}
+	return nil
+}
+
+// ErrEmpty says that there was no document at all: the stage before wrote
+// nothing.
+var ErrEmpty = errors.New("standard input is empty: the stage before wrote no document")
+
+// maxSize bounds a document: a thousand modules for a hundred kernels need less.
+const maxSize = 256 << 20
+
+// Read reads exactly one document. Unknown fields, another version, a second
+// document and trailing garbage are errors: a document that is only half
+// understood must not be handed on.
+func Read(r io.Reader) (*Document, error) {
+	raw, err := io.ReadAll(io.LimitReader(r, maxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the document: %w", err)
+	}
+	return Parse(raw)
+}
+
+// Parse is Read for bytes in memory.
+func Parse(raw []byte) (*Document, error) {
+	if len(raw) > maxSize {
+		return nil, fmt.Errorf("the document is larger than %d MiB", maxSize>>20)
+	}
+	if len(bytes.TrimSpace(raw)) == 0 {
+		return nil, ErrEmpty
+	}
+	// The version comes first: what else is wrong with a document of another
+	// version is of no interest.
+	var head struct {
+		Version *int `json:"version"`
+	}
+	if err := json.NewDecoder(bytes.NewReader(raw)).Decode(&head); err != nil {
+		return nil, fmt.Errorf("not a dkms2bin document: %w", err)
+	}
+	if head.Version == nil {
+		return nil, errors.New("not a dkms2bin document: it has no version")
+	}
+	if *head.Version != Version {
+		return nil, fmt.Errorf("the document has version %d, this program knows version %d", *head.Version, Version)
+	}
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	doc := &Document{}
+	if err := dec.Decode(doc); err != nil {
+		return nil, fmt.Errorf("not a dkms2bin document: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something follows the document: was more than one handed in?")
+	}
+	return doc, nil
+}
+
+// Encode gives the document as it is written, with a line end.
+func (d *Document) Encode() ([]byte, error) {
+	d.Version = Version
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(d); err != nil {
+		return nil, fmt.Errorf("cannot encode the document: %w", err)
+	}
+	return buf.Bytes(), nil
+}
