@@ -22,15 +22,15 @@ tree := $(STATE_DIR)/tree.json
 builds := $(kernels:%=$(STATE_DIR)/build-%.json)
 debs := $(kernels:%=$(STATE_DIR)/debs-%.json)
 
-# $(call stage,COMMAND) writes the document $@. Exit 3 says that some modules
-# failed: the document is good for the next stage.
+# $(call stage,COMMAND,CLEANUP) writes the document $@. Exit 3 says that some
+# modules failed: the document is good for the next stage.
 define stage
-mkdir -p $(STATE_DIR)
-$(1) >$@.new; code=$$?; \
+@mkdir -p $(STATE_DIR)
+@$(1) >$@.new; code=$$?; \
 case $$code in \
 0) mv $@.new $@ ;; \
 3) mv $@.new $@ && touch -d @0 $@ ;; \
-*) exit $$code ;; \
+*) $(2) exit $$code ;; \
 esac
 endef
 
@@ -38,14 +38,14 @@ endef
 .DELETE_ON_ERROR:
 
 all: index
-	@failed=$$(jq -r '.builds[]? | select(.status == "failed") | "\(.package) for \(.kernel): \(.reason)"' $(debs)); \
-	[ -z "$$failed" ] || { printf 'failed: %s\n' "$$failed" >&2; exit 3; }
+	@jq -rn '[inputs.builds[]? | select(.status == "failed")] | .[] | "failed: \(.package) for \(.kernel): \(.reason)"' $(debs) >&2
+	@jq -en '[inputs.builds[]? | select(.status == "failed")] == []' $(debs) >/dev/null || exit 3
 
 index: $(debs)
-	$(BIN)repoindex $(OUT_DIR) >$(STATE_DIR)/index.json
+	@$(BIN)repoindex $(OUT_DIR) >$(STATE_DIR)/index.json
 
 $(tree):
-	$(call stage,$(BIN)mkchroot $(KVERS:%=--kver %) $(MKCHROOT_FLAGS))
+	$(call stage,$(BIN)mkchroot $(KVERS:%=--kver %) $(MKCHROOT_FLAGS),$(BIN)rmchroot <$@.new >/dev/null;)
 
 # An older document of this kernel is taken up again: that is the partial rerun.
 $(builds): $(STATE_DIR)/build-%.json: $(tree)
@@ -55,5 +55,5 @@ $(debs): $(STATE_DIR)/debs-%.json: $(STATE_DIR)/build-%.json
 	$(call stage,$(BIN)debextract --out-dir $(OUT_DIR) $(DEBEXTRACT_FLAGS) <$<)
 
 clean:
-	[ ! -e $(tree) ] || $(BIN)rmchroot <$(tree) >/dev/null
+	@[ ! -e $(tree) ] || $(BIN)rmchroot <$(tree) >/dev/null
 	rm -rf $(STATE_DIR)

@@ -2,6 +2,12 @@ package main
 
 import (
 	"context"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/dkms"
+	"dkms2bin/internal/kernel"
+	"dkms2bin/internal/modpkg"
+	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
 	"os"
@@ -10,13 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"dkms2bin/internal/cli"
-	"dkms2bin/internal/deb"
-	"dkms2bin/internal/dkms"
-	"dkms2bin/internal/kernel"
-	"dkms2bin/internal/modpkg"
-	"dkms2bin/internal/state"
 )
 
 // extract writes the packages of all builds that have none yet, and saves the
@@ -26,6 +25,7 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 		return extractOperands(ctx, s, o)
 	}
 	s.Msg.Announce("exporting kernel binary module packages into %s", o.outDir)
+	s.Doc.OutDir = o.outDir
 	var errs []error
 	for i := range s.Doc.Builds {
 		if err := context.Cause(ctx); err != nil {
@@ -33,9 +33,6 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 		}
 		b := &s.Doc.Builds[i]
 		if b.Status != state.Built && (b.Status != state.Failed || b.Stage != "debextract") {
-			continue
-		}
-		if kept(s.Doc, *b, o) {
 			continue
 		}
 		k, p := s.Doc.Kernel(b.Kernel), s.Doc.Package(b.Package)
@@ -56,6 +53,9 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 		}
 		if p.Kind == state.KindSource {
 			spec.Source, spec.SourceVersion = "", ""
+		}
+		if kept(s.Doc, *b, o, spec.Version()) {
+			continue
 		}
 		var err error
 		if spec.Copyright, err = readIfThere(p.Doc, "copyright"); err != nil {
@@ -111,12 +111,10 @@ type unfitError struct{ error }
 
 // kept says that the build's package is there already, made from this archive
 // and still with the content that was written.
-func kept(doc *state.Document, b state.Build, o *options) bool {
+func kept(doc *state.Document, b state.Build, o *options, version string) bool {
 	for _, d := range doc.Debs {
-		if d.Archive != b.ArchiveDigest || d.Kernel != b.Kernel || d.Module != b.Module || filepath.Dir(d.Path) != o.outDir {
-			continue
-		}
-		if !strings.HasSuffix(d.Version, o.suffix) {
+		if d.Archive != b.ArchiveDigest || d.Kernel != b.Kernel || d.Module != b.Module ||
+			d.Version != version || filepath.Dir(d.Path) != o.outDir {
 			continue
 		}
 		digest, err := state.FileDigest(d.Path)
@@ -256,6 +254,7 @@ func extractOperands(ctx context.Context, s *cli.Session, o *options) error {
 		return fmt.Errorf("cannot use --headers %s: %w", o.headers, err)
 	}
 	s.Msg.Announce("exporting kernel binary module packages into %s", o.outDir)
+	s.Doc.OutDir = o.outDir
 	dir, done, err := tempDir()
 	if err != nil {
 		return err
@@ -314,6 +313,20 @@ func extractOperand(ctx context.Context, s *cli.Session, o *options, operand, di
 		}
 		s.Doc.Builds = append(s.Doc.Builds, b)
 	}
+	return nil
+}
+
+// saveTreeLog saves what there is to know of a tree that could not be made.
+func saveTreeLog(s *cli.Session, o *options) error {
+	if s.Doc.Tree == nil || s.Doc.Tree.Log == "" || s.Doc.Error.Stage != "mkchroot" {
+		return nil
+	}
+	to := filepath.Join(o.logDir, "mkchroot.log")
+	if err := copyLog(s.Doc.Tree.Log, to); err != nil {
+		return fmt.Errorf("cannot save the log of the chroot environment: %w", err)
+	}
+	s.Doc.Tree.Log = to
+	s.Msg.Info("the log of the chroot environment is %s", to)
 	return nil
 }
 

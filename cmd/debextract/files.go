@@ -1,6 +1,9 @@
 package main
 
 import (
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
 	"io"
@@ -9,10 +12,6 @@ import (
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
-
-	"dkms2bin/internal/deb"
-	"dkms2bin/internal/diag"
-	"dkms2bin/internal/state"
 )
 
 // install writes a package to path. It appears whole and by link(2), which never

@@ -9,6 +9,8 @@ package main
 
 import (
 	"context"
+	"dkms2bin/internal/cli"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -16,9 +18,6 @@ import (
 	"regexp"
 
 	"golang.org/x/sys/unix"
-
-	"dkms2bin/internal/cli"
-	"dkms2bin/internal/sandbox"
 )
 
 const manual = `
@@ -95,7 +94,6 @@ func writable(dir string) error {
 }
 
 func main() {
-	sandbox.Init()
 	o := &options{}
 	cli.Main(cli.Program{
 		Name: "debextract", Manual: manual, Operands: "ARCHIVE...",
@@ -108,6 +106,6 @@ func main() {
 		Check:      o.check,
 		Standalone: func(operands []string) bool { return len(operands) > 0 },
 		Run:        func(ctx context.Context, s *cli.Session) error { return extract(ctx, s, o) },
-		Pass:       func(_ context.Context, s *cli.Session) error { return saveLogs(s, o) },
+		Pass:       func(_ context.Context, s *cli.Session) error { return errors.Join(saveTreeLog(s, o), saveLogs(s, o)) },
 	})
 }

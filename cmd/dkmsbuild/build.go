@@ -3,6 +3,13 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/dkms"
+	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/state"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -12,14 +19,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"dkms2bin/internal/apt"
-	"dkms2bin/internal/cli"
-	"dkms2bin/internal/diag"
-	"dkms2bin/internal/dkms"
-	"dkms2bin/internal/rootfs"
-	"dkms2bin/internal/sandbox"
-	"dkms2bin/internal/state"
 )
 
 // A builder is one run of this stage.
@@ -305,6 +304,10 @@ func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer
 	return modules, nil
 }
 
+// copied is where a given source directory is copied to; dkms add copies it once
+// more, to where it belongs by its dkms.conf.
+const copied = "/usr/src/dkms2bin-given"
+
 // unpack puts the package into the tree and returns its source directories
 // there.
 func (b *builder) unpack(ctx context.Context, p state.Package, inside apt.Inside) ([]string, error) {
@@ -312,7 +315,6 @@ func (b *builder) unpack(ctx context.Context, p state.Package, inside apt.Inside
 	switch p.Kind {
 	case state.KindSource:
 		inside.Spec.Binds = []sandbox.Bind{{Source: p.Request, Target: given}}
-		const copied = "/usr/src/dkms2bin-given"
 		if _, err := inside.Output(ctx, "cp", "-rL", "--no-preserve=ownership", given, copied); err != nil {
 			return nil, err
 		}
@@ -341,21 +343,34 @@ func (b *builder) unpack(ctx context.Context, p state.Package, inside apt.Inside
 	return dkms.SourcesIn(inside.Spec.Root.Upper)
 }
 
-// saveDoc keeps the package's copyright and changelog for its binary packages.
-func saveDoc(ctx context.Context, inside apt.Inside, p state.Package, dir string) error {
-	for name, paths := range map[string]string{
+// docFiles are where a package keeps its copyright and changelog, the first that
+// is there counts.
+func docFiles(p state.Package) (dir string, names map[string]string) {
+	if p.Kind == state.KindSource {
+		return copied, map[string]string{
+			"copyright": "debian/copyright COPYING COPYING.txt LICENSE LICENSE.txt LICENSE.md",
+			"changelog": "debian/changelog",
+		}
+	}
+	return "/usr/share/doc/" + p.Name, map[string]string{
 		"copyright": "copyright",
 		"changelog": "changelog.Debian.gz changelog.gz changelog.Debian changelog",
-	} {
-		script := `cd "/usr/share/doc/$1" 2>/dev/null || exit 0; for f in $2; do if [ -f "$f" ]; then case $f in *.gz) gzip -dc "$f";; *) cat "$f";; esac; exit; fi; done`
-		content, err := inside.Output(ctx, "sh", "-c", script, "sh", p.Name, paths)
+	}
+}
+
+// saveDoc keeps the package's copyright and changelog for its binary packages.
+func saveDoc(ctx context.Context, inside apt.Inside, p state.Package, to string) error {
+	dir, names := docFiles(p)
+	for name, candidates := range names {
+		script := `cd "$1" 2>/dev/null || exit 0; for f in $2; do if [ -f "$f" ]; then case $f in *.gz) gzip -dc "$f";; *) cat "$f";; esac; exit; fi; done`
+		content, err := inside.Output(ctx, "sh", "-c", script, "sh", dir, candidates)
 		if err != nil {
 			return err
 		}
 		if len(content) == 0 {
 			continue
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(to, name), content, 0o644); err != nil {
 			return err
 		}
 	}

@@ -8,11 +8,10 @@ package main
 
 import (
 	"context"
-	"flag"
-	"time"
-
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/sandbox"
+	"flag"
+	"time"
 )
 
 const manual = `

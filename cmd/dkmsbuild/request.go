@@ -3,6 +3,11 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/state"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -13,12 +18,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"dkms2bin/internal/apt"
-	"dkms2bin/internal/cli"
-	"dkms2bin/internal/deb"
-	"dkms2bin/internal/diag"
-	"dkms2bin/internal/state"
 )
 
 // isPath tells a path from a package's name, which has no slash.

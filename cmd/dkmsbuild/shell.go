@@ -2,14 +2,13 @@ package main
 
 import (
 	"context"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/sandbox"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
-
-	"dkms2bin/internal/cli"
-	"dkms2bin/internal/diag"
-	"dkms2bin/internal/sandbox"
 )
 
 // A target names a build: MODULE/VERSION,KVER.

@@ -2,14 +2,13 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"slices"
-	"strings"
-
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/kernel"
 	"dkms2bin/internal/state"
+	"fmt"
+	"slices"
+	"strings"
 )
 
 const headersPrefix = "linux-headers-"

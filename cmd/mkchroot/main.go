@@ -7,15 +7,14 @@ package main
 
 import (
 	"context"
-	"flag"
-	"fmt"
-	"path/filepath"
-	"regexp"
-
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
+	"flag"
+	"fmt"
+	"path/filepath"
+	"regexp"
 )
 
 const manual = `

@@ -3,6 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/dkms"
+	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
 	"io"
@@ -11,13 +17,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"dkms2bin/internal/apt"
-	"dkms2bin/internal/cli"
-	"dkms2bin/internal/dkms"
-	"dkms2bin/internal/rootfs"
-	"dkms2bin/internal/sandbox"
-	"dkms2bin/internal/state"
 )
 
 // buildSet is what every build needs besides headers.
@@ -54,7 +53,8 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 		Path: tree.Path, Suite: sources[0].Suite, Distribution: host.Distribution,
 		Architecture: host.Architecture, Repositories: repositories(sources), Created: time.Now().UTC().Truncate(time.Second),
 	}
-	log, err := os.Create(filepath.Join(tree.Path, "records", "mkchroot.log"))
+	s.Doc.Tree.Log = filepath.Join(tree.Path, "records", "mkchroot.log")
+	log, err := os.Create(s.Doc.Tree.Log)
 	if err != nil {
 		return err
 	}

@@ -8,14 +8,12 @@ package main
 
 import (
 	"context"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/repo"
+	"dkms2bin/internal/state"
 	"flag"
 	"os"
 	"path/filepath"
-
-	"dkms2bin/internal/cli"
-	"dkms2bin/internal/repo"
-	"dkms2bin/internal/sandbox"
-	"dkms2bin/internal/state"
 )
 
 const manual = `
@@ -46,13 +44,10 @@ func index(ctx context.Context, s *cli.Session, description string) error {
 	switch {
 	case len(s.Operands) == 1:
 		dir = s.Operands[0]
-	case len(s.Doc.Debs) > 0:
-		dir = filepath.Dir(s.Doc.Debs[0].Path)
-	case s.Doc.Index != nil:
-		dir = s.Doc.Index.Directory
+	case s.Doc.OutDir != "":
+		dir = s.Doc.OutDir
 	default:
-		s.Msg.Warn("the document has no packages, so there is nothing to index")
-		return nil
+		return cli.Usagef("the document names no output directory: debextract adds it")
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -74,7 +69,6 @@ func index(ctx context.Context, s *cli.Session, description string) error {
 }
 
 func main() {
-	sandbox.Init()
 	var description string
 	cli.Main(cli.Program{
 		Name: "repoindex", Manual: manual, Operands: "DIR",

@@ -7,17 +7,18 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"os"
-	"path/filepath"
-	"strings"
-	"time"
-
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/rootfs"
-	"dkms2bin/internal/sandbox"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
 )
 
 const manual = `
@@ -45,9 +46,6 @@ func (o *options) check(operands []string) error {
 	if o.olderThan < 0 {
 		return cli.Usagef("--older-than %s: it must not be negative", o.olderThan)
 	}
-	if o.olderThan > 0 && !o.stale {
-		return cli.Usagef("--older-than goes with --stale")
-	}
 	if o.workDir == "" {
 		dir, err := rootfs.DefaultWorkDir()
 		if err != nil {
@@ -55,6 +53,11 @@ func (o *options) check(operands []string) error {
 		}
 		o.workDir = dir
 	}
+	dir, err := filepath.Abs(o.workDir)
+	if err != nil {
+		return fmt.Errorf("--work-dir: %w", err)
+	}
+	o.workDir = dir
 	return nil
 }
 
@@ -109,15 +112,29 @@ func keep(s *cli.Session) error {
 	}
 	for _, b := range s.Doc.Builds {
 		if b.Layer != "" {
-			s.Msg.Hint("a shell where %s was %s: %s --shell %s/%s,%s <%s", b.Module, b.Status, program, b.Module, b.ModuleVersion, b.Kernel, document)
+			s.Msg.Hint("a shell in the build of %s (%s): %s --shell %s <%s", b.Module, b.Status, quote(program),
+				quote(b.Module+"/"+b.ModuleVersion+","+b.Kernel), quote(document))
 		}
 	}
-	s.Msg.Hint("remove it with: %s <%s >/dev/null", strings.TrimSuffix(program, "dkmsbuild")+"rmchroot", document)
+	s.Msg.Hint("remove it with: %s <%s >/dev/null", quote(strings.TrimSuffix(program, "dkmsbuild")+"rmchroot"), quote(document))
 	return nil
+}
+
+var plain = regexp.MustCompile(`^[A-Za-z0-9_./,:+~=-]+$`)
+
+// quote gives a word as the shell reads it.
+func quote(word string) string {
+	if plain.MatchString(word) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
 // unusable makes wrong usage of what is not a tree.
 func unusable(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return diag.WithHint(&cli.UsageError{Err: err}, "it was removed already: there is nothing to do")
+	}
 	if errors.Is(err, rootfs.ErrNoTree) {
 		return diag.WithHint(&cli.UsageError{Err: err}, "rmchroot removes only trees that mkchroot made")
 	}
@@ -134,7 +151,6 @@ func removeTrees(s *cli.Session, trees []*rootfs.Tree) error {
 }
 
 func main() {
-	sandbox.Init()
 	o := &options{}
 	run := func(ctx context.Context, s *cli.Session) error { return remove(ctx, s, o) }
 	cli.Main(cli.Program{

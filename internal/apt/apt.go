@@ -5,6 +5,8 @@ package apt
 import (
 	"bytes"
 	"context"
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/sandbox"
 	"errors"
 	"fmt"
 	"io"
@@ -13,9 +15,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"dkms2bin/internal/deb"
-	"dkms2bin/internal/sandbox"
 )
 
 // Config is apt's configuration inside a tree, apt.conf(5): nothing that was not
@@ -94,7 +93,8 @@ var (
 	errorLine  = regexp.MustCompile(`(?m)^E: (.*)$`)
 	dpkgLine   = regexp.MustCompile(`(?m)^dpkg: error processing [^\n]*:\n (.*)$`)
 	unmetLine  = regexp.MustCompile(`(?m)^ ?(\S+ : (?:Depends|PreDepends|Conflicts|Breaks): .*)$`)
-	uselessErr = regexp.MustCompile(`^(Sub-process .* returned an error code|Some index files failed to download|Unable to fetch some archives|Unable to correct problems|The repository '.*' is not signed|Error, pkgProblemResolver)`)
+	gpgLine    = regexp.MustCompile(`(?m)^[WE]: (.*(?:GPG error|signature verification failed): .*)$`)
+	uselessErr = regexp.MustCompile(`^(Sub-process .* returned an error code|Some (?:index )?files failed to download|Unable to fetch some archives|Unable to correct problems|The repository '.*' is not signed|Error, pkgProblemResolver)`)
 )
 
 // Reason finds in apt-get's output why it failed, in one line.
@@ -106,6 +106,9 @@ func Reason(output string) string {
 		}
 	}
 	for _, m := range unmetLine.FindAllStringSubmatch(output, 2) {
+		add(m[1])
+	}
+	for _, m := range gpgLine.FindAllStringSubmatch(output, 2) {
 		add(m[1])
 	}
 	for _, m := range dpkgLine.FindAllStringSubmatch(output, 2) {

@@ -3,6 +3,8 @@ package apt
 import (
 	"bytes"
 	"context"
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/diag"
 	"errors"
 	"fmt"
 	"io"
@@ -10,11 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
-
-	"dkms2bin/internal/deb"
-	"dkms2bin/internal/diag"
 )
 
 // A Source is one repository: a URI with one suite. See sources.list(5).
@@ -41,7 +41,16 @@ var optionNames = map[string]string{
 func (s Source) SignedBy() string { return s.Options["Signed-By"] }
 
 // Trusted says that signatures are not checked.
-func (s Source) Trusted() bool { return s.Options["Trusted"] == "yes" }
+func (s Source) Trusted() bool { return isYes(s.Options["Trusted"]) }
+
+// isYes and isNo know the words that apt takes for a boolean.
+func isYes(word string) bool {
+	return slices.Contains([]string{"yes", "true", "with", "on", "enable", "1"}, strings.ToLower(word))
+}
+
+func isNo(word string) bool {
+	return slices.Contains([]string{"no", "false", "without", "off", "disable", "0"}, strings.ToLower(word))
+}
 
 // String gives the source as the user would write it.
 func (s Source) String() string {
@@ -62,15 +71,17 @@ func (s Source) With(option, value string) Source {
 }
 
 // ParseLine reads an entry of the one-line format. Entries for source packages
-// are an error.
-func ParseLine(line string) (s Source, err error) {
+// are an error, and so are unknown options.
+func ParseLine(line string) (Source, error) { return parseLine(line, false) }
+
+func parseLine(line string, lenient bool) (s Source, err error) {
 	defer func() {
 		if err != nil {
 			err = diag.WithHint(fmt.Errorf("cannot read the repository %q: %w", line, err),
 				"write it as 'deb http://example.org/debian bookworm main', with options as 'deb [trusted=yes] …'")
 		}
 	}()
-	rest := strings.TrimSpace(line)
+	rest := strings.TrimSpace(strings.ReplaceAll(line, "\t", " "))
 	kind, rest, _ := strings.Cut(rest, " ")
 	if kind != "deb" {
 		return s, fmt.Errorf("its type is %q, not deb", kind)
@@ -84,11 +95,22 @@ func ParseLine(line string) (s Source, err error) {
 		}
 		for _, option := range strings.Fields(options) {
 			name, value, ok := strings.Cut(option, "=")
-			field := optionNames[strings.TrimRight(name, "+-")]
+			// "arch+=i386" adds to what is the default, "arch-=" takes away.
+			base, suffix := strings.TrimRight(name, "+-"), ""
+			switch name[len(base):] {
+			case "+":
+				suffix = "-Add"
+			case "-":
+				suffix = "-Remove"
+			}
+			field := optionNames[base]
+			if field == "" && lenient {
+				continue
+			}
 			if !ok || field == "" {
 				return s, fmt.Errorf("unknown option %q", option)
 			}
-			s.Options[field] = strings.ReplaceAll(value, ",", " ")
+			s.Options[field+suffix] = strings.ReplaceAll(value, ",", " ")
 		}
 		rest = after
 	}
@@ -114,7 +136,8 @@ func (s Source) check() error {
 	return nil
 }
 
-// parseList reads a file of the one-line format.
+// parseList reads a file of the one-line format. Unknown options are passed over,
+// as apt does.
 func parseList(text []byte) ([]Source, error) {
 	var sources []Source
 	for line := range strings.Lines(string(text)) {
@@ -123,7 +146,7 @@ func parseList(text []byte) ([]Source, error) {
 		if line == "" || strings.HasPrefix(line, "deb-src ") {
 			continue
 		}
-		s, err := ParseLine(line)
+		s, err := parseLine(line, true)
 		if err != nil {
 			return nil, err
 		}
@@ -144,7 +167,7 @@ func parseStanzas(text []byte) ([]Source, error) {
 		if err != nil {
 			return nil, err
 		}
-		if strings.EqualFold(stanza.Get("Enabled"), "no") || !slices.Contains(strings.Fields(stanza.Get("Types")), "deb") {
+		if isNo(stanza.Get("Enabled")) || !slices.Contains(strings.Fields(stanza.Get("Types")), "deb") {
 			continue
 		}
 		options := map[string]string{}
@@ -234,12 +257,46 @@ func ReadHost(ctx context.Context) (h Host, err error) {
 			h.Origins[originKey(f[0], f[1])] = f[2]
 		}
 	}
+	for i, s := range h.Sources {
+		file, ok := strings.CutPrefix(originKey(s.URI, "")[0], "mirror+file:")
+		if !ok {
+			continue
+		}
+		// A list of mirrors on the host, as in the distributions' images for
+		// clouds, is not to be found in a tree.
+		mirror, err := firstMirror(file)
+		if err != nil {
+			return h, err
+		}
+		h.Sources[i].URI = mirror
+		if origin, known := h.Origins[originKey(s.URI, s.Suite)]; known {
+			h.Origins[originKey(mirror, s.Suite)] = origin
+		}
+	}
 	return h, nil
 }
 
-func originKey(uri, suite string) [2]string {
-	return [2]string{strings.TrimSuffix(uri, "/"), suite}
+// firstMirror is the first of a list of mirrors, apt-transport-mirror(1).
+func firstMirror(file string) (string, error) {
+	list, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(list)) {
+		if f := strings.Fields(line); len(f) > 0 && !strings.HasPrefix(f[0], "#") {
+			return f[0], nil
+		}
+	}
+	return "", fmt.Errorf("%s: there are no mirrors in it", file)
 }
+
+// originKey brings the URI into the form that apt prints.
+func originKey(uri, suite string) [2]string {
+	return [2]string{strings.TrimSuffix(strings.Replace(uri, ":///", ":/", 1), "/"), suite}
+}
+
+// partName matches the files of sources.list.d that apt reads.
+var partName = regexp.MustCompile(`^[A-Za-z0-9._-]+\.(list|sources)$`)
 
 // readHostSources reads all files that apt would, in apt's order.
 func readHostSources(ctx context.Context) ([]Source, error) {
@@ -255,12 +312,14 @@ func readHostSources(ctx context.Context) ([]Source, error) {
 		case "LIST":
 			files = append(files, value)
 		case "PARTS":
-			for _, pattern := range []string{"*.list", "*.sources"} {
-				found, err := filepath.Glob(filepath.Join(value, pattern))
-				if err != nil {
-					return nil, err
+			entries, err := os.ReadDir(value)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			for _, e := range entries {
+				if partName.MatchString(e.Name()) {
+					files = append(files, filepath.Join(value, e.Name()))
 				}
-				files = append(files, found...)
 			}
 		}
 	}
@@ -318,11 +377,14 @@ var aliases = []string{"oldoldstable", "oldstable", "stable", "testing", "unstab
 // before the first update, its suite and the keyring that signs it do.
 func (h Host) Own() ([]Source, error) {
 	own := slices.DeleteFunc(slices.Clone(h.Sources), func(s Source) bool { return !h.owns(s) })
-	slices.SortStableFunc(own, func(a, b Source) int {
-		_, pa := splitSuite(a.Suite)
-		_, pb := splitSuite(b.Suite)
-		return len(pa) - len(pb)
-	})
+	rank := func(s Source) int {
+		base, pocket := splitSuite(s.Suite)
+		if base == h.Codename {
+			return 2 * len(pocket)
+		}
+		return 2*len(pocket) + 1 // such as sid, for a few packages
+	}
+	slices.SortStableFunc(own, func(a, b Source) int { return rank(a) - rank(b) })
 	if len(own) > 0 {
 		if _, pocket := splitSuite(own[0].Suite); pocket == "" {
 			return own, nil
@@ -333,7 +395,7 @@ func (h Host) Own() ([]Source, error) {
 }
 
 func (h Host) owns(s Source) bool {
-	if strings.HasSuffix(s.Suite, "/") {
+	if strings.HasSuffix(s.Suite, "/") || strings.HasPrefix(s.URI, "cdrom:") {
 		return false
 	}
 	base, _ := splitSuite(s.Suite)
@@ -342,6 +404,7 @@ func (h Host) owns(s Source) bool {
 	}
 	names := append([]string{h.Distribution}, h.Like...)
 	if origin, known := h.Origins[originKey(s.URI, s.Suite)]; known {
+		origin = strings.TrimSuffix(origin, " Backports") // Debian's have a name of their own
 		return slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, origin) })
 	}
 	if s.SignedBy() == "" {

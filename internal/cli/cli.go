@@ -5,6 +5,8 @@ package cli
 
 import (
 	"context"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/state"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,9 +21,6 @@ import (
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
-
-	"dkms2bin/internal/diag"
-	"dkms2bin/internal/state"
 )
 
 // A Program is one stage.
@@ -128,6 +127,9 @@ func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.W
 		doc, readErr := state.Read(stdin)
 		if readErr != nil {
 			if err == nil {
+				if errors.Is(readErr, state.ErrEmpty) {
+					readErr = diag.WithHint(readErr, "what went wrong is among that stage's messages")
+				}
 				s.Msg.Error(readErr)
 			}
 			return state.ExitUsage
@@ -147,7 +149,9 @@ func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.W
 			s.Msg.Error(err)
 		}
 	}
-	if err != nil {
+	// What an earlier stage left undone stays recorded: else this stage, run
+	// again on the document, would take it for done.
+	if earlier := s.Doc.Error; err != nil && (s.Silent || earlier == nil || earlier.Stage == p.Name) {
 		s.Doc.Error = stageError(p.Name, err)
 	}
 	if s.Silent {

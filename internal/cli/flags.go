@@ -1,9 +1,12 @@
 package cli
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -54,17 +57,43 @@ func parseFlags(p Program, args []string) (options, error) {
 	fs.BoolVar(&opts.version, "version", false, "print the version and exit")
 	opts.usage = usage(p, fs)
 
+	// What is done once must not be done by every program because of a profile.
+	for _, action := range []string{"CHECK", "KEEP", "SHELL", "STALE", "VERSION"} {
+		os.Unsetenv(EnvPrefix + "_" + action)
+	}
 	err := ff.Parse(fs, spreadLists(fs, args),
 		ff.WithEnvVarPrefix(EnvPrefix), ff.WithEnvVarSplit("\n"),
 		ff.WithConfigFileFlag("config"), ff.WithConfigFileParser(knownKeys(fs)))
 	opts.operands = fs.Args()
+	if errors.Is(err, flag.ErrHelp) {
+		return opts, flag.ErrHelp
+	}
 	if err != nil {
-		return opts, err
+		return opts, readable(err)
 	}
 	if len(opts.operands) > 0 && p.Operands == "" {
 		return opts, Usagef("unexpected operand %q", opts.operands[0])
 	}
 	return opts, nil
+}
+
+var flagErrors = []struct {
+	pattern *regexp.Regexp
+	text    string
+}{
+	{regexp.MustCompile(`^error parsing (?:commandline arguments|environment|config file): `), ""},
+	{regexp.MustCompile(`^flag provided but not defined: -+`), "unknown flag --"},
+	{regexp.MustCompile(`^invalid (?:boolean )?value (".*") for (?:flag )?-([a-z-]+): (.*)$`), "--$2 $1: $3"},
+	{regexp.MustCompile(`^flag needs an argument: -`), "a value is missing for --"},
+}
+
+// readable puts the errors of the flag packages into this project's words.
+func readable(err error) error {
+	text := err.Error()
+	for _, f := range flagErrors {
+		text = f.pattern.ReplaceAllString(text, f.text)
+	}
+	return &UsageError{errors.New(text)}
 }
 
 // knownKeys is ff's plain format, without the keys that belong to other
@@ -143,7 +172,7 @@ func usage(p Program, fs *flag.FlagSet) string {
 		}
 		fmt.Fprintf(&b, "%s\n        %s\n", line, text)
 	})
-	b.WriteString("\nExit status: 0 all done; 1 an error is recorded in the document; 2 wrong usage or\nunusable document; 3 done, but some modules failed; 130 interrupted.\n")
+	b.WriteString("\nExit status: 0 all done; 1 an error is recorded in the document; 2 wrong usage or\nunusable document; 3 done, but some modules failed\nor files were left out of the index; 130 interrupted.\n")
 	return b.String()
 }
 

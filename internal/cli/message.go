@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"dkms2bin/internal/diag"
 	"fmt"
 	"io"
 	"os"
@@ -10,8 +11,6 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
-
-	"dkms2bin/internal/diag"
 )
 
 // A Messenger writes what is for people. On a terminal a step that takes long
@@ -113,6 +112,7 @@ func (m *Messenger) begin(s *Step) *Step {
 		return s
 	}
 	m.mu.Lock()
+	m.erase()
 	m.live = s
 	m.draw()
 	m.mu.Unlock()
@@ -189,7 +189,8 @@ func (m *Messenger) draw() {
 	if size, err := unix.IoctlGetWinsize(m.fd, unix.TIOCGWINSZ); err == nil && size.Col > 1 {
 		width = int(size.Col)
 	}
-	if runes := []rune(clean(text)); len(runes) >= width {
+	text = strings.Join(strings.Fields(clean(text)), " ") // one line
+	if runes := []rune(text); len(runes) >= width {
 		text = string(runes[:width-1])
 	}
 	fmt.Fprint(m.w, text)

@@ -232,7 +232,7 @@ func controlEntries(p Package, data []entry, md5sums []byte) ([]entry, error) {
 			return nil, fmt.Errorf("%q is no maintainer script (known are %s)", name, strings.Join(scripts, ", "))
 		}
 		if !strings.HasPrefix(p.Scripts[name], "#!") {
-			return nil, fmt.Errorf("maintainer script %s does not start with #!", name)
+			return nil, fmt.Errorf("maintainer script %s does not begin with a #! line", name)
 		}
 		entries = append(entries, textEntry(name, 0o755, []byte(p.Scripts[name])))
 	}

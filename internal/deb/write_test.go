@@ -296,7 +296,7 @@ func TestWriteRefuses(t *testing.T) {
 		{"twice", func(p *Package) { p.Control = append(p.Control, Field{"version", "2"}) }, "field version given twice"},
 		{"script", func(p *Package) { p.Scripts["postist"] = "#!/bin/sh\n" }, `"postist" is no maintainer script`},
 		{"script path", func(p *Package) { p.Scripts["../x"] = "#!/bin/sh\n" }, "is no maintainer script"},
-		{"no interpreter", func(p *Package) { p.Scripts["preinst"] = "exit 0\n" }, "preinst does not start with #!"},
+		{"no interpreter", func(p *Package) { p.Scripts["preinst"] = "exit 0\n" }, "preinst does not begin with a #! line"},
 		{"relative path", file(textOf("lib/x", "")), "not clean and absolute"},
 		{"climbing path", file(textOf("/lib/../etc/x", "")), "not clean and absolute"},
 		{"root", file(textOf("/", "")), "not clean and absolute"},

@@ -3,6 +3,8 @@ package dkms
 import (
 	"archive/tar"
 	"context"
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/kernel"
 	"errors"
 	"fmt"
 	"io"
@@ -14,9 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-
-	"dkms2bin/internal/deb"
-	"dkms2bin/internal/kernel"
 )
 
 // An Archive is the modules that one dkms module has for one kernel, taken out of an archive.

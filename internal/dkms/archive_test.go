@@ -198,8 +198,10 @@ func TestExtract(t *testing.T) {
 			"x.dkms.tar.gz",
 			pack(t, "gz", tarOf(t, append([]member{
 				dirMember("./"), dirMember("./dkms_main_tree/"), dirMember(main61), dirMember(main61 + "module/"), ko,
-				{name: main61 + "module/Module.symvers", content: "0x0\tf\tm\tEXPORT_SYMBOL\t\n"}, log,
-				{name: main61 + "log/.config", content: "CONFIG_SMP=y"}, dirMember(binaries),
+				{name: main61 + "module/Module.symvers", content: "0x0\tf\tm\tEXPORT_SYMBOL\t\n"},
+				log,
+				{name: main61 + "log/.config", content: "CONFIG_SMP=y"},
+				dirMember(binaries),
 			}, named("v4l2loopback", "0.12.7")...)...)),
 			[]Archive{full},
 			map[string]string{"1/v4l2loopback.ko": "ELF", "1/Module.symvers": "0x0\tf\tm\tEXPORT_SYMBOL\t\n", "1/make.log": "log"},

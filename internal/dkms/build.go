@@ -3,6 +3,7 @@ package dkms
 import (
 	"bytes"
 	"context"
+	"dkms2bin/internal/sandbox"
 	"errors"
 	"fmt"
 	"io"
@@ -13,8 +14,6 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
-
-	"dkms2bin/internal/sandbox"
 )
 
 // A BuildSpec is one module to be built for one kernel.

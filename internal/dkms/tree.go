@@ -1,8 +1,11 @@
+// Package dkms runs dkms inside a tree, and reads what dkms leaves: archives,
+// logs and its status. See dkms(8).
 package dkms
 
 import (
 	"bytes"
 	"context"
+	"dkms2bin/internal/sandbox"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +14,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-
-	"dkms2bin/internal/sandbox"
 )
 
 // A Module is a module as dkms knows it: one dkms.conf.

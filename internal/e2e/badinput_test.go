@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"dkms2bin/internal/state"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,8 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
-
-	"dkms2bin/internal/state"
 )
 
 func mustRun(t *testing.T, name string, args ...string) string {
@@ -53,16 +52,28 @@ func TestBadRepositories(t *testing.T) {
 		code int
 		says []string
 	}{
-		{"unreachable mirror", []string{"--repo", "deb http://127.0.0.1:9/debian bookworm main"}, nil, 1,
-			[]string{"error: ", "http://127.0.0.1:9/debian", "Connection refused", "hint: "}},
+		{
+			"unreachable mirror",
+			[]string{"--repo", "deb http://127.0.0.1:9/debian bookworm main"},
+			nil, 1,
+			[]string{"error: ", "http://127.0.0.1:9/debian", "Connection refused", "hint: "},
+		},
 		{"no such suite", []string{"--release", "nosuchsuite"}, nil, 1, []string{"error: ", "nosuchsuite", "hint: "}},
-		{"missing keyring", []string{"--repo", "deb [signed-by=/nonexistent.gpg] http://127.0.0.1:9/debian bookworm main"}, nil, 1,
-			[]string{"error: ", "/nonexistent.gpg"}},
-		{"no maker", nil, []string{"PATH=" + onlyPrograms(t, "apt-get", "apt-config", "dpkg")}, 1,
-			[]string{"error: ", "neither mmdebstrap nor debootstrap", "hint: apt-get install mmdebstrap"}},
+		{
+			"missing keyring",
+			[]string{"--repo", "deb [signed-by=/nonexistent.gpg] http://127.0.0.1:9/debian bookworm main"},
+			nil, 1,
+			[]string{"error: ", "/nonexistent.gpg"},
+		},
+		{
+			"no maker", nil,
+			[]string{"PATH=" + onlyPrograms(t, "apt-get", "apt-config", "dpkg")},
+			1,
+			[]string{"error: ", "neither mmdebstrap nor debootstrap", "hint: apt-get install mmdebstrap"},
+		},
 		{"malformed repository", []string{"--repo", "http://example.org bookworm main"}, nil, 2, []string{"error: ", "hint: write it as 'deb "}},
 		{"malformed kernel", []string{"--kver", "../../etc"}, nil, 2, []string{"error: ", "--kver"}},
-		{"unknown flag", []string{"--kvers", "6.1"}, nil, 2, []string{"error: ", "-kvers", "hint: mkchroot -h"}},
+		{"unknown flag", []string{"--kvers", "6.1"}, nil, 2, []string{"error: ", "unknown flag --kvers", "hint: mkchroot -h"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			work := t.TempDir()
@@ -88,6 +99,26 @@ func TestWrongKeyring(t *testing.T) {
 	noTrees(t, work)
 }
 
+// TestDebootstrap makes the base system with debootstrap where there is no
+// mmdebstrap.
+func TestDebootstrap(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("DKMS2BIN_NIGHTLY") == "" {
+		t.Skip("nightly only: it takes as long as all the others")
+	}
+	work, out := t.TempDir(), t.TempDir()
+	env := []string{"PATH=" + onlyPrograms(t, "apt-get", "apt-config", "dpkg", "debootstrap")}
+	r := command{name: "mkchroot", args: []string{"--work-dir", work}, env: env}.run(t).mustExit(t, 0)
+	log, err := os.ReadFile(filepath.Join(r.doc.Tree.Path, "records", "mkchroot.log"))
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(string(log), "Base system installed successfully"))
+	r = command{name: "dkmsbuild", stdin: r.raw, args: []string{"--dkms", "v4l2loopback-dkms"}}.run(t).mustExit(t, 0)
+	r = command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, 0)
+	assert.Equal(t, len(debFiles(t, out)), 1)
+	command{name: "rmchroot", stdin: r.raw}.run(t).mustExit(t, 0)
+	noTrees(t, work)
+}
+
 // onlyPrograms makes a directory for PATH with just these programs.
 func onlyPrograms(t *testing.T, names ...string) string {
 	t.Helper()
@@ -101,6 +132,7 @@ func onlyPrograms(t *testing.T, names ...string) string {
 }
 
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	t.Run("tree", func(t *testing.T) {
 		work := smallDisk(t, "100m")
 		r := command{name: "mkchroot", args: []string{"--work-dir", work}}.run(t).mustExit(t, 1).mustSay(t, "No space left on device", "hint: ", "--work-dir")
@@ -122,9 +154,7 @@ func TestFullDisk(t *testing.T) {
 
 // TestBadKernel asks for one that the repositories do not have.
 func TestBadKernel(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes a tree of its own")
-	}
+	t.Parallel()
 	work := t.TempDir()
 	wrong := strings.Replace(currentKernel(t, "amd64"), "-amd64", "9-amd64", 1)
 	r := command{name: "mkchroot", args: []string{"--work-dir", work, "--kver", wrong}}.run(t).
@@ -245,23 +275,19 @@ func TestBadArchives(t *testing.T) {
 
 // TestEndlessBuild: a build that never ends is ended, with everything in it.
 func TestEndlessBuild(t *testing.T) {
-	files := goodModule("endless")
-	files["Makefile"] = "all:\n\t(exec -a dkms2bin-e2e-endless sleep 100000) & sleep 100000\n"
-	dir := source(t, "endless", files)
+	dir := source(t, "endless", endlessModule("endless"))
 	start := time.Now()
-	r := command{name: "dkmsbuild", stdin: sharedTree(t), args: []string{"--kver", shared.doc.Kernels[0].Release, "--timeout", "5s", "--dkms", dir, "bbswitch-dkms"}}.
-		run(t).mustExit(t, state.ExitIncomplete).mustSay(t, "cannot build endless 1.0", "timed out after 5s")
+	r := command{name: "dkmsbuild", stdin: sharedTree(t), args: []string{"--kver", shared.doc.Kernels[0].Release, "--timeout", "20s", "--dkms", dir, "bbswitch-dkms"}}.
+		run(t).mustExit(t, state.ExitIncomplete).mustSay(t, "cannot build endless 1.0", "timed out after 20s")
 	assert.Assert(t, time.Since(start) < 2*time.Minute)
 	assert.Equal(t, findBuild(t, r.doc, "bbswitch-dkms", shared.doc.Kernels[0].Release).Status, state.Built, "one package that fails spoils no other")
-	assert.Equal(t, len(processes("dkms2bin-e2e-endless")), 0)
+	assert.Equal(t, len(processes(endlessSleep)), 0)
 }
 
 // TestInterrupt: Ctrl-C in a pipe reaches every stage at once, and the document
 // still arrives at the end.
 func TestInterrupt(t *testing.T) {
-	files := goodModule("waiting")
-	files["Makefile"] = "all:\n\tsleep 100000\n"
-	dir := source(t, "waiting", files)
+	dir := source(t, "waiting", endlessModule("waiting"))
 	out := t.TempDir()
 	states := t.TempDir()
 	assert.NilError(t, os.WriteFile(filepath.Join(states, "1"), sharedTree(t), 0o644))
@@ -271,7 +297,7 @@ func TestInterrupt(t *testing.T) {
 	cmd := exec.CommandContext(ctx, "bash", "-c", script, "bash", states, bin, shared.doc.Kernels[0].Release, dir, out)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	assert.NilError(t, cmd.Start())
-	waitFor(t, func() bool { return len(processes("sleep\x00100000")) > 0 })
+	waitFor(t, func() bool { return len(processes(endlessSleep)) > 0 })
 	started := time.Now()
 	assert.NilError(t, unix.Kill(-cmd.Process.Pid, unix.SIGINT))
 	_ = cmd.Wait()
@@ -282,9 +308,9 @@ func TestInterrupt(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, doc.ExitCode(), state.ExitInterrupted)
 	assert.Equal(t, doc.Error.Stage, "dkmsbuild")
-	assert.Equal(t, len(processes("sleep\x00100000")), 0)
+	assert.Equal(t, len(processes(endlessSleep)), 0)
 	// Run again on it, the stage clears its error.
-	assert.NilError(t, os.WriteFile(filepath.Join(dir, "Makefile"), []byte(goodModule("waiting")["Makefile"]), 0o644))
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "dkms.conf"), []byte(goodModule("waiting")["dkms.conf"]), 0o644))
 	command{name: "dkmsbuild", stdin: raw, args: []string{"--kver", shared.doc.Kernels[0].Release, "--dkms", dir}}.run(t).mustExit(t, 0)
 }
 

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"dkms2bin/internal/state"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,13 +16,12 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
-
-	"dkms2bin/internal/state"
 )
 
 // TestFuelCommand is the command line of the specification, with a .deb from the
 // archive beside a name, and --do-not-remove.
 func TestFuelCommand(t *testing.T) {
+	t.Parallel()
 	work, out, debs := t.TempDir(), t.TempDir(), t.TempDir()
 	mustRun(t, "sh", "-c", "cd '"+debs+"' && apt-get download bbswitch-dkms")
 	downloaded := debFiles(t, debs)[0]
@@ -42,7 +42,7 @@ func TestFuelCommand(t *testing.T) {
 	assert.Assert(t, kept != nil)
 	document := regexp.MustCompile(`its document is (\S+)`).FindStringSubmatch(r.stderr)
 	assert.Assert(t, document != nil)
-	shell := regexp.MustCompile(`a shell where v4l2loopback was built: (.*)`).FindStringSubmatch(r.stderr)
+	shell := regexp.MustCompile(`a shell in the build of v4l2loopback \(built\): (.*)`).FindStringSubmatch(r.stderr)
 	assert.Assert(t, shell != nil)
 
 	// The printed command opens a shell where the build ran, on the terminal.

@@ -4,6 +4,9 @@ package e2e
 
 import (
 	"bytes"
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,10 +14,6 @@ import (
 	"testing"
 
 	"gotest.tools/v3/assert"
-
-	"dkms2bin/internal/apt"
-	"dkms2bin/internal/rootfs"
-	"dkms2bin/internal/sandbox"
 )
 
 // testInstall installs from the produced repository, with real apt, in a clean
@@ -38,20 +37,36 @@ func testInstall(t *testing.T, repository, kver string) {
 		Make: func(root sandbox.Root) error {
 			if err := rootfs.MakeBase(ctx, tree.Mountpoint(), root.Upper, rootfs.BaseSpec{
 				Suite: own[0].Suite, Mirror: own[0].URI, Parts: own[0].Components, Sources: apt.Stanzas(own),
-				Packages: []string{"kmod", "linux-image-" + kver}, AptConf: []byte(apt.Config), Log: &log,
+				Packages: []string{"kmod"}, AptConf: []byte(apt.Config), Log: &log,
 			}); err != nil {
 				return err
 			}
 			return rootfs.Configure(root.Upper, []rootfs.ConfigFile{
-				{Path: "/etc/apt/sources.list.d/modules.list", Content: []byte("deb [trusted=yes] file:" + inside + " ./\n"), Mode: 0o644},
+				{Path: "/etc/apt/modules.list", Content: []byte("deb [trusted=yes] file:" + inside + " ./\n"), Mode: 0o644},
 				{Path: inside + "/.there"},
+				{Path: "/etc/resolv.conf", Mode: 0o644},
+				{Path: "/etc/hosts", Mode: 0o644},
+				// An initramfs would only take its time.
+				{Path: "/etc/initramfs-tools/update-initramfs.conf", Content: []byte("update_initramfs=no\n"), Mode: 0o644},
+				{Path: "/etc/dpkg/dpkg.cfg.d/confold", Content: []byte("force-confold\n"), Mode: 0o644},
 			})
+		},
+	}), "%s", &log)
+	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: "image", On: []string{"clean"},
+		Make: func(root sandbox.Root) error {
+			env := append(sandbox.DefaultEnv(), "INITRD=No")
+			a := apt.Inside{Spec: sandbox.Spec{Root: root, Mountpoint: tree.Mountpoint(), Env: env}, Log: &log}
+			if err := a.Install(ctx, "linux-image-"+kver); err != nil {
+				return err
+			}
+			return a.Clean(ctx)
 		},
 	}), "%s", &log)
 
 	binds := []sandbox.Bind{{Source: repository, Target: inside}}
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: "test", On: []string{"clean"},
+		Name: "test", On: []string{"image", "clean"},
 		Make: func(root sandbox.Root) error {
 			run := func(args ...string) string {
 				t.Helper()
@@ -75,12 +90,13 @@ func testInstall(t *testing.T, repository, kver string) {
 			index := func() string {
 				return run("sh", "-c", "cd /lib/modules/"+kver+" && sha256sum modules.*")
 			}
+			run("cp", "/etc/apt/modules.list", "/etc/apt/sources.list.d/modules.list")
 			run("depmod", "-a", kver)
 			before, indexBefore := list(), index()
 			selections := run("dpkg", "--get-selections")
 
 			// The distribution's lists are there; only ours are fetched.
-			run("apt-get", "update", "-o", "Dir::Etc::sourcelist=/etc/apt/sources.list.d/modules.list", "-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0")
+			run("apt-get", "update", "-o", "Dir::Etc::sourcelist=/etc/apt/modules.list", "-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0")
 			names := []string{"v4l2loopback-modules-" + kver, "ddcci-modules-" + kver, "bbswitch-modules-" + kver}
 			run(append([]string{"apt-get", "install", "-y"}, names...)...)
 			for _, module := range []string{"v4l2loopback", "ddcci", "ddcci_backlight", "bbswitch"} {
@@ -91,7 +107,7 @@ func testInstall(t *testing.T, repository, kver string) {
 				run("modprobe", "--set-version", kver, "--show-depends", module)
 			}
 			assert.Assert(t, strings.Contains(run("apt-cache", "policy", "v4l2loopback-modules-"+kver), inside))
-			verified := run("dpkg", "--verify")
+			verified := run(append([]string{"dpkg", "--verify"}, names...)...)
 			assert.Equal(t, strings.TrimSpace(verified), "")
 
 			// Upgrade: a package of a later version with the same content.

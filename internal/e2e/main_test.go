@@ -5,7 +5,8 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"encoding/json"
+	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
 	"os"
@@ -18,9 +19,6 @@ import (
 	"time"
 
 	"gotest.tools/v3/assert"
-
-	"dkms2bin/internal/sandbox"
-	"dkms2bin/internal/state"
 )
 
 var (
@@ -267,16 +265,20 @@ func source(t *testing.T, name string, files map[string]string) string {
 func goodModule(name string) map[string]string {
 	return map[string]string{
 		"dkms.conf":  fmt.Sprintf("PACKAGE_NAME=%q\nPACKAGE_VERSION=\"1.0\"\nBUILT_MODULE_NAME[0]=%q\nDEST_MODULE_LOCATION[0]=\"/updates\"\nAUTOINSTALL=\"yes\"\n", name, name),
-		"Makefile":   fmt.Sprintf("obj-m := %s.o\nall:\n\t$(MAKE) -C /lib/modules/$(KERNELRELEASE)/build M=$(CURDIR) modules\n", name),
+		"Makefile":   fmt.Sprintf("obj-m := %s.o\n", name),
 		name + ".c":  "#include <linux/module.h>\nstatic int __init good_init(void) { return 0; }\nmodule_init(good_init);\nMODULE_LICENSE(\"GPL\");\n",
 		"COPYING":    "The license of the test module.\n",
 		"debian/nil": "",
 	}
 }
 
-func jsonText(t *testing.T, v any) string {
-	t.Helper()
-	raw, err := json.Marshal(v)
-	assert.NilError(t, err)
-	return string(raw)
+// endlessModule is a module whose build never ends, and leaves a daemon.
+func endlessModule(name string) map[string]string {
+	files := goodModule(name)
+	files["dkms.conf"] += "MAKE[0]=\"sh endless\"\n"
+	files["endless"] = "setsid sleep 314159 & sleep 314159\n"
+	return files
 }
+
+// endlessSleep is the command line of what an endlessModule leaves running.
+const endlessSleep = "sleep\x00314159"

@@ -8,6 +8,7 @@ package modpkg
 
 import (
 	"bytes"
+	"dkms2bin/internal/deb"
 	"fmt"
 	"io"
 	"os"
@@ -19,8 +20,6 @@ import (
 	"time"
 
 	"github.com/klauspost/pgzip"
-
-	"dkms2bin/internal/deb"
 )
 
 // A Spec says what a package is made of.

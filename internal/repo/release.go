@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"dkms2bin/internal/deb"
 	"fmt"
 	"io"
 	"maps"
@@ -8,8 +9,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"dkms2bin/internal/deb"
 )
 
 // dateLayout is the form of RFC 1123 that all versions of apt read.

@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"dkms2bin/internal/deb"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,8 +19,6 @@ import (
 
 	"github.com/google/renameio/v2"
 	"github.com/klauspost/compress/gzip"
-
-	"dkms2bin/internal/deb"
 )
 
 // Options are the fields of Release. All but Date may be empty, and then are
@@ -293,7 +292,7 @@ func create(dir, name string) (*file, error) {
 func (f *file) Write(p []byte) (int, error) {
 	n, err := f.PendingFile.Write(p)
 	f.size += int64(n)
-	f.hash.Write(p[:n]) // never fails
+	_, _ = f.hash.Write(p[:n]) // never fails
 	return n, err
 }
 

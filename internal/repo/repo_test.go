@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"dkms2bin/internal/deb"
 	"errors"
 	"fmt"
 	"io"
@@ -20,8 +21,6 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"gotest.tools/v3/assert"
-
-	"dkms2bin/internal/deb"
 )
 
 var testDate = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)

@@ -1,12 +1,11 @@
 package repo
 
 import (
+	"dkms2bin/internal/deb"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
-
-	"dkms2bin/internal/deb"
 )
 
 // fieldOrder is the order in which apt-ftparchive writes the fields of a

@@ -3,6 +3,8 @@ package rootfs
 import (
 	"bytes"
 	"context"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/sandbox"
 	"errors"
 	"fmt"
 	"io"
@@ -12,9 +14,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"dkms2bin/internal/diag"
-	"dkms2bin/internal/sandbox"
 )
 
 // A BaseSpec says what the first layer of a tree is made of.
@@ -65,7 +64,7 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) error 
 		run.Args = append([]string{
 			"sh", "-ec", `mkdir -p "$1"; target=$1; shift; mmdebstrap "$@"; [ "$target" = /tmp/base ] || cp -a "$target/." /tmp/base/`, "sh", target,
 			"--mode=root", "--format=directory", "--variant=apt", "--include=" + packages,
-			"--aptopt=/tmp/base.conf", "--skip=check/empty,cleanup/apt/lists",
+			"--aptopt=/tmp/base.conf", "--skip=cleanup/apt/lists",
 		}, spec.Suite, target, "/tmp/base.sources")
 		for _, opt := range pathExcludes {
 			run.Args = append(run.Args, "--dpkgopt="+opt)
@@ -131,7 +130,8 @@ func baseReason(output string, exit *sandbox.ExitError) string {
 		}
 	}
 	if len(reasons) == 0 {
-		return exit.Error()
+		// Not the arguments: there may be a password in them.
+		return fmt.Sprintf("exit status %d: %s", exit.Code, exit.Tail)
 	}
 	return strings.Join(reasons, "; ")
 }

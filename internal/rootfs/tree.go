@@ -20,6 +20,8 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/sandbox"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -31,9 +33,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"dkms2bin/internal/diag"
-	"dkms2bin/internal/sandbox"
 )
 
 const (

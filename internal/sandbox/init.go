@@ -162,6 +162,17 @@ func dropCapabilities() error {
 			return fmt.Errorf("cannot drop capability %d: %w", c, err)
 		}
 	}
+	// The command of root gets the inheritable set besides the bounding set,
+	// and raising ambient capabilities has filled it. See capabilities(7).
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return fmt.Errorf("cannot read capabilities: %w", err)
+	}
+	sets[0].Inheritable, sets[1].Inheritable = 0, 0
+	if err := unix.Capset(&header, &sets[0]); err != nil {
+		return fmt.Errorf("cannot clear inheritable capabilities: %w", err)
+	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot set no_new_privs: %w", err)
 	}

@@ -22,7 +22,8 @@ func makeRoot(conf config) error {
 	if err := mountRoot(conf.Root, root); err != nil {
 		return err
 	}
-	if err := mountSystem(root, conf.Root.Upper == ""); err != nil {
+	tmp := conf.Root.Upper == "" // nothing else can be written to
+	if err := mountSystem(root, tmp); err != nil {
 		return err
 	}
 	files := conf.Files
@@ -33,11 +34,11 @@ func makeRoot(conf config) error {
 		}
 		files = append(resolver, files...)
 	}
-	if err := placeFiles(root, files); err != nil {
+	if err := placeFiles(root, files, tmp); err != nil {
 		return err
 	}
 	for _, b := range conf.Binds {
-		if err := bindInto(root, b); err != nil {
+		if err := bindInto(root, b, tmp); err != nil {
 			return err
 		}
 	}
@@ -108,7 +109,9 @@ func mountRoot(r Root, root string) error {
 // inRoot opens path inside root, links resolved as a process with that root
 // would, and returns a name for it that mount(2) takes. A link in a foreign tree
 // thus never leads a mount outside of it.
-func inRoot(root, path string) (string, error) {
+func inRoot(root, path string) (string, error) { return openIn(root, path, 0) }
+
+func openIn(root, path string, resolve uint64) (string, error) {
 	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", &fs.PathError{Op: "open", Path: root, Err: err}
@@ -116,7 +119,7 @@ func inRoot(root, path string) (string, error) {
 	defer unix.Close(dir)
 	fd, err := unix.Openat2(dir, path, &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve,
 	})
 	if err != nil {
 		return "", &fs.PathError{Op: "open in the tree", Path: path, Err: err}
@@ -124,8 +127,9 @@ func inRoot(root, path string) (string, error) {
 	return fmt.Sprintf("/proc/self/fd/%d", fd), nil
 }
 
-// mountSystem gives the root a /proc, /dev, /sys and /run of its own, and where
-// nothing else can be written to, a /tmp.
+// mountSystem gives the root a /proc, /dev, /sys and /run of its own, and with
+// tmp a /tmp. A link in their place would lead what is written there afterwards
+// out of the tree, so it is refused.
 func mountSystem(root string, tmp bool) error {
 	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	mounts := []struct {
@@ -143,7 +147,7 @@ func mountSystem(root string, tmp bool) error {
 		mounts[len(mounts)-1].target, mounts[len(mounts)-1].options = "/tmp", "mode=1777"
 	}
 	for _, m := range mounts {
-		target, err := inRoot(root, m.target)
+		target, err := openIn(root, m.target, unix.RESOLVE_NO_SYMLINKS)
 		if err != nil {
 			return err
 		}
@@ -156,7 +160,7 @@ func mountSystem(root string, tmp bool) error {
 	if err := makeDev(at("/dev")); err != nil {
 		return err
 	}
-	if err := os.Mkdir(at("/run/lock"), 0o1777); err != nil {
+	if err := errors.Join(os.Mkdir(at("/run/lock"), 0o755), os.Chmod(at("/run/lock"), 0o777|fs.ModeSticky)); err != nil {
 		return err
 	}
 	// Identity 0 inside owns these files outside, and their checks ask for
@@ -235,7 +239,7 @@ const filesDir = "/run/.dkms2bin"
 
 // placeFiles writes the contents below /run, which is in memory, and binds them
 // over their targets.
-func placeFiles(root string, files []File) error {
+func placeFiles(root string, files []File, tmp bool) error {
 	if len(files) == 0 {
 		return nil
 	}
@@ -256,17 +260,17 @@ func placeFiles(root string, files []File) error {
 				continue
 			}
 		}
-		if err := bindInto(root, Bind{Source: source, Target: f.Target}); err != nil {
+		if err := bindInto(root, Bind{Source: source, Target: f.Target}, tmp); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// bindInto binds a file or directory into the root. Targets in memory are
-// created.
-func bindInto(root string, b Bind) error {
-	if strings.HasPrefix(b.Target, "/run/") || strings.HasPrefix(b.Target, "/tmp/") {
+// bindInto binds a file or directory into the root. Targets in memory, which
+// /tmp is only where mountSystem has made it, are created.
+func bindInto(root string, b Bind, tmp bool) error {
+	if strings.HasPrefix(b.Target, "/run/") || tmp && strings.HasPrefix(b.Target, "/tmp/") {
 		info, err := os.Stat(b.Source)
 		if err != nil {
 			return err

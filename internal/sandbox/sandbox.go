@@ -25,6 +25,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -306,12 +307,17 @@ func writeIDMaps(pid int) error {
 	return nil
 }
 
-// tailWriter keeps the end of what is written to it.
-type tailWriter struct{ buf []byte }
+// tailWriter keeps the end of what is written to it, by several at a time.
+type tailWriter struct {
+	mu  sync.Mutex
+	buf []byte
+}
 
 const tailSize = 2048
 
 func (t *tailWriter) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.buf = append(t.buf, p...)
 	if len(t.buf) > 2*tailSize {
 		t.buf = append(t.buf[:0], t.buf[len(t.buf)-tailSize:]...)

@@ -24,6 +24,7 @@ type Document struct {
 	Kernels  []Kernel  `json:"kernels,omitempty"`
 	Packages []Package `json:"packages,omitempty"`
 	Builds   []Build   `json:"builds,omitempty"`
+	OutDir   string    `json:"out_dir,omitempty"` // where the packages go
 	Debs     []Deb     `json:"debs,omitempty"`
 	Index    *Index    `json:"index,omitempty"`
 	Error    *Error    `json:"error,omitempty"`
@@ -39,6 +40,7 @@ type Tree struct {
 	Base         string       `json:"base,omitempty"`     // name of its base layer
 	DKMS         string       `json:"dkms,omitempty"`     // version of its dkms package
 	Compiler     string       `json:"compiler,omitempty"` // version of its gcc package
+	Log          string       `json:"log,omitempty"`      // of making it
 	Created      time.Time    `json:"created"`
 	Removed      bool         `json:"removed,omitempty"`
 }
@@ -75,7 +77,7 @@ type Package struct {
 	Source  string    `json:"source,omitempty"`  // its source package, as "v4l2loopback (= 0.12.7-2)"
 	Layer   string    `json:"layer,omitempty"`   // name of its layer in the tree
 	Doc     string    `json:"doc,omitempty"`     // directory with its copyright and changelog
-	Date    time.Time `json:"date,omitzero"`     // of its newest changelog entry, or newest source file
+	Date    time.Time `json:"date,omitzero"`     // of the newest file of a source directory
 	Error   string    `json:"error,omitempty"`   // why it could not be installed
 }
 

@@ -1,0 +1,39 @@
+package diag
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"testing"
+
+	"gotest.tools/v3/assert"
+)
+
+func TestHint(t *testing.T) {
+	t.Parallel()
+	plain := errors.New("it failed")
+	inner := WithHint(fs.ErrNotExist, "make %s first", "it")
+	tests := []struct {
+		name    string
+		err     error
+		message string
+		hint    string
+	}{
+		{"none", plain, "it failed", ""},
+		{"one", inner, "file does not exist", "make it first"},
+		{"wrapped", fmt.Errorf("cannot read: %w", inner), "cannot read: file does not exist", "make it first"},
+		{"joined", errors.Join(plain, inner), "it failed\nfile does not exist", "make it first"},
+		{"the outermost counts", WithHint(fmt.Errorf("cannot read: %w", inner), "look there"), "cannot read: file does not exist", "look there"},
+		{"a percent sign in it", WithHint(plain, "%s", "100%d"), "it failed", "100%d"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			assert.Equal(t, tt.err.Error(), tt.message)
+			assert.Equal(t, Hint(tt.err), tt.hint)
+		})
+	}
+	assert.Assert(t, errors.Is(inner, fs.ErrNotExist))
+	assert.NilError(t, WithHint(nil, "advice"))
+	assert.Equal(t, Hint(nil), "")
+}
