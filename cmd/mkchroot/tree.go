@@ -3,8 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"golang.org/x/sys/unix"
+
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
+	"dkms2bin/internal/diag"
 	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
@@ -44,6 +47,9 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 	s.Msg.Announce("creating chroot environment")
 	step := s.Msg.Wait("creating chroot environment")
 	defer step.Done("")
+	if err := enoughSpace(o.workDir); err != nil {
+		return err
+	}
 	tree, err := rootfs.Create(o.workDir)
 	if err != nil {
 		return err
@@ -87,6 +93,26 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 			return fmt.Errorf("cannot install the headers of %s: %w", k.Release, err)
 		}
 		s.Doc.Kernels = append(s.Doc.Kernels, k)
+	}
+	return nil
+}
+
+// treeSize is what a tree takes with the headers of one kernel, in bytes. Trixie's
+// bring the kernel's image along.
+const treeSize = 1 << 30
+
+// enoughSpace refuses at once what would fail after a minute.
+func enoughSpace(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("cannot make the work directory: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("cannot look for space in %s: %w", dir, err)
+	}
+	if free := int64(fs.Bavail) * fs.Bsize; free < treeSize {
+		return diag.WithHint(fmt.Errorf("no space left for a tree in %s: it takes about %d MB, and %d MB are free", dir, treeSize>>20, free>>20),
+			"--work-dir names another place; rmchroot --stale removes what dead runs left")
 	}
 	return nil
 }

@@ -263,10 +263,11 @@ func ReadHost(ctx context.Context) (h Host, err error) {
 			continue
 		}
 		// A list of mirrors on the host, as in the distributions' images for
-		// clouds, is not to be found in a tree.
+		// clouds, is not to be found in a tree. One that cannot be read is
+		// apt's to complain about, should the repository be wanted.
 		mirror, err := firstMirror(file)
 		if err != nil {
-			return h, err
+			continue
 		}
 		h.Sources[i].URI = mirror
 		if origin, known := h.Origins[originKey(s.URI, s.Suite)]; known {

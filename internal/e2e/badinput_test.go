@@ -135,8 +135,22 @@ func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	t.Run("tree", func(t *testing.T) {
 		work := smallDisk(t, "100m")
-		r := command{name: "mkchroot", args: []string{"--work-dir", work}}.run(t).mustExit(t, 1).mustSay(t, "No space left on device", "hint: ", "--work-dir")
+		r := command{name: "mkchroot", args: []string{"--work-dir", work}}.run(t).mustExit(t, 1).mustSay(t, "no space left", "hint: ", "--work-dir")
 		command{name: "rmchroot", stdin: r.raw}.run(t).mustExit(t, 1)
+		noTrees(t, work)
+	})
+	t.Run("tree that fills up", func(t *testing.T) {
+		work := smallDisk(t, "1200m")
+		r := command{name: "mkchroot", args: []string{"--work-dir", work}}.run(t).mustExit(t, 0)
+		fill := exec.Command("sh", "-c", `cat /dev/zero >"$1/fill"`, "sh", work)
+		assert.Assert(t, fill.Run() != nil)
+		built := command{name: "dkmsbuild", stdin: r.raw, args: []string{"--dkms", "bbswitch-dkms"}}.run(t)
+		assert.Assert(t, built.code == state.ExitError || built.code == state.ExitIncomplete)
+		assert.Assert(t, strings.Contains(strings.ToLower(built.stderr), "no space left on device"))
+		assert.NilError(t, os.Remove(filepath.Join(work, "fill")))
+		// With space again, the rerun does what is missing.
+		built = command{name: "dkmsbuild", stdin: built.raw, args: []string{"--dkms", "bbswitch-dkms"}}.run(t).mustExit(t, 0)
+		command{name: "rmchroot", stdin: built.raw}.run(t).mustExit(t, 0)
 		noTrees(t, work)
 	})
 	t.Run("output directory", func(t *testing.T) {
