@@ -44,7 +44,7 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 			Source: p.Name, SourceVersion: p.Version,
 			Kernel: k.Release, KernelVersion: k.Version, Modversions: k.Modversions,
 			ModulesPrefix: k.ModulesPrefix, Distribution: s.Doc.Tree.Distribution, Architecture: s.Doc.Tree.Architecture,
-			VersionSuffix: o.suffix, Time: p.Date,
+			VersionSuffix: o.suffix, ImageDependency: o.image, Time: p.Date,
 		}
 		for _, source := range []string{p.Source, k.Source} {
 			if source != "" {
@@ -297,7 +297,7 @@ func extractOperand(ctx context.Context, s *cli.Session, o *options, operand, di
 		}
 		d, err := writePackage(o, &b, a, o.headers, modpkg.Spec{
 			Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Modversions: facts.Modversions,
-			ModulesPrefix: "/lib/modules", Distribution: "debian", Architecture: arch.Debian, VersionSuffix: o.suffix,
+			ModulesPrefix: "/lib/modules", Distribution: "debian", Architecture: arch.Debian, VersionSuffix: o.suffix, ImageDependency: o.image,
 		})
 		var unfit *unfitError
 		switch {

@@ -10,12 +10,15 @@ package main
 import (
 	"context"
 	"dkms2bin/internal/cli"
+	"dkms2bin/internal/modpkg"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,6 +37,7 @@ type options struct {
 	outDir, logDir string
 	headers        string
 	suffix         string
+	image          string
 }
 
 var suffixPattern = regexp.MustCompile(`^[A-Za-z0-9.+~]*$`)
@@ -44,6 +48,9 @@ func (o *options) check(operands []string) error {
 	}
 	if !suffixPattern.MatchString(o.suffix) {
 		return cli.Usagef("--version-suffix %q: only letters, digits and . + ~ may stand in it", o.suffix)
+	}
+	if !slices.Contains(modpkg.ImageDependencies, o.image) {
+		return cli.Usagef("--image-dependency %q: it is one of %s", o.image, strings.Join(modpkg.ImageDependencies, ", "))
 	}
 	if o.headers == "" && len(operands) > 0 {
 		return cli.Usagef("--headers is required with archives as operands: the kernel's build directory to check against")
@@ -101,6 +108,7 @@ func main() {
 			fs.StringVar(&o.outDir, "out-dir", "", "`directory` for the packages (required)")
 			fs.StringVar(&o.logDir, "log-dir", "", "`directory` for the builds' logs (default logs in the output directory)")
 			fs.StringVar(&o.headers, "headers", "", "build `directory` of the kernel that the operands are for")
+			fs.StringVar(&o.image, "image-dependency", modpkg.ImageDependencies[0], "`relation` of the packages to that of their kernel: "+strings.Join(modpkg.ImageDependencies, ", "))
 			fs.StringVar(&o.suffix, "version-suffix", "", "`text` to append to the packages' versions, such as +site2")
 		},
 		Check:      o.check,

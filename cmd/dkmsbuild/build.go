@@ -405,7 +405,10 @@ func (b *builder) buildModules(ctx context.Context, p state.Package, k state.Ker
 }
 
 func (b *builder) buildOne(ctx context.Context, p state.Package, k state.Kernel, m dkms.Module, watch io.Writer) (state.Build, error) {
-	layer := rootfs.LayerName("build", p.Name, m.Name, m.Version, k.Release)
+	// Each build has a name of its own, so that no document loses what it names to
+	// another run in the same tree.
+	start := time.Now()
+	layer := rootfs.LayerName("build", p.Name, m.Name, m.Version, k.Release, fmt.Sprint(start.UnixNano(), os.Getpid()))
 	dir, err := b.tree.Record(layer)
 	if err != nil {
 		return state.Build{}, err
@@ -414,13 +417,12 @@ func (b *builder) buildOne(ctx context.Context, p state.Package, k state.Kernel,
 	r := state.Build{
 		Package: p.Name, Module: m.Name, ModuleVersion: m.Version, Kernel: k.Release, Layer: layer,
 		Source: b.sourceDigest(p, k), Log: filepath.Join(dir, file+".log"),
-		Started: time.Now().UTC().Truncate(time.Second),
+		Started: start.UTC().Truncate(time.Second),
 	}
 	archive := filepath.Join(dir, file+".dkms.tar.gz")
-	start := time.Now()
 	var res dkms.Result
 	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: layer, On: []string{p.Layer, k.Layer, b.Doc.Tree.Base}, Replace: true,
+		Name: layer, On: []string{p.Layer, k.Layer, b.Doc.Tree.Base},
 		Make: func(root sandbox.Root) (err error) {
 			res, err = dkms.Build(ctx, dkms.BuildSpec{
 				Spec: b.spec(root), Module: m, Kernel: k.Release, Timeout: b.opts.timeout,

@@ -57,7 +57,7 @@ func shell(ctx context.Context, s *cli.Session, want string) (err error) {
 			return errors.Join(diag.WithHint(fmt.Errorf("cannot open a shell: %w", err), "--shell needs a terminal"), done())
 		}
 		defer tty.Close()
-		s.Msg.Info("this is where %s %s was built for %s (%s); leave with exit", r.Module, r.ModuleVersion, r.Kernel, r.Status)
+		s.Msg.Info("this is where the build of %s %s for %s ran (%s); leave with exit", r.Module, r.ModuleVersion, r.Kernel, r.Status)
 		script := `cd "/var/lib/dkms/$1/$2/build" 2>/dev/null || cd "/var/lib/dkms/$1/$2"; exec bash --norc -i`
 		err = sandbox.Run(ctx, sandbox.Spec{
 			Root: root, Mountpoint: tree.Mountpoint(), Terminal: tty,

@@ -41,7 +41,7 @@ type options struct {
 // keys are the flags of all programs: one configuration file serves them all,
 // so each program passes over those of the others.
 var keys = []string{
-	"dkms", "headers", "index-description", "keep", "kver", "log-dir", "older-than", "out-dir", "release",
+	"dkms", "headers", "image-dependency", "index-description", "keep", "kver", "log-dir", "older-than", "out-dir", "release",
 	"repo", "shell", "stale", "timeout", "version-suffix", "work-dir",
 }
 

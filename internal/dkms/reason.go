@@ -286,11 +286,16 @@ func tidy(s string) string {
 		return r
 	}, s)
 	s = strings.Join(strings.Fields(s), " ")
-	if utf8.RuneCountInString(s) > maxReason {
-		runes := []rune(s)
-		s = strings.TrimSpace(string(runes[:maxReason-1])) + "…"
+	if utf8.RuneCountInString(s) <= maxReason {
+		return s
 	}
-	return s
+	// The place at the end says more than the end of the text.
+	at := ""
+	if i := strings.LastIndex(s, " ("); i > 0 && strings.HasSuffix(s, ")") && utf8.RuneCountInString(s[i:]) < maxReason/2 {
+		s, at = s[:i], s[i:]
+	}
+	runes := []rune(s)
+	return strings.TrimSpace(string(runes[:maxReason-1-utf8.RuneCountInString(at)])) + "…" + at
 }
 
 // lines goes through a text line by line, without colours and carriage returns.

@@ -295,3 +295,11 @@ func FuzzReason(f *testing.F) {
 		Skipped(9, output)
 	})
 }
+
+// TestReasonKeepsThePlace is for messages longer than a reason may be.
+func TestReasonKeepsThePlace(t *testing.T) {
+	t.Parallel()
+	got := Reason("/var/lib/dkms/x/1/build/x.c:276:24: error: "+strings.Repeat("very long ", 40)+"\n", "")
+	assert.Assert(t, strings.HasSuffix(got, "… (x.c:276)"), got)
+	assert.Assert(t, utf8.RuneCountInString(got) <= maxReason)
+}

@@ -29,20 +29,25 @@ type Spec struct {
 	Source        string // the -dkms package, "" if unknown
 	SourceVersion string // its version, "" if unknown
 
-	Kernel        string    // as uname -r prints it
-	KernelVersion string    // the version of its packages, "" if unknown
-	BuiltUsing    []string  // source packages, as "linux (= 6.1.192-2)"
-	Modversions   bool      // the kernel checks symbols by CRC
-	ModulesPrefix string    // "/lib/modules" or "/usr/lib/modules"
-	Distribution  string    // "debian", "ubuntu"
-	Architecture  string    // as dpkg names it
-	VersionSuffix string    // is appended to the version
-	Files         []string  // module files on this host
-	Licenses      []string  // that the modules declare
-	Copyright     []byte    // the -dkms package's, may be empty
-	Changelog     []byte    // the -dkms package's, may be empty
-	Time          time.Time // of all files
+	Kernel          string    // as uname -r prints it
+	KernelVersion   string    // the version of its packages, "" if unknown
+	BuiltUsing      []string  // source packages, as "linux (= 6.1.192-2)"
+	Modversions     bool      // the kernel checks symbols by CRC
+	ModulesPrefix   string    // "/lib/modules" or "/usr/lib/modules"
+	Distribution    string    // "debian", "ubuntu"
+	Architecture    string    // as dpkg names it
+	VersionSuffix   string    // is appended to the version
+	ImageDependency string    // one of ImageDependencies; "" is the first
+	Files           []string  // module files on this host
+	Licenses        []string  // that the modules declare
+	Copyright       []byte    // the -dkms package's, may be empty
+	Changelog       []byte    // the -dkms package's, may be empty
+	Time            time.Time // of all files
 }
+
+// ImageDependencies are the relations that a package can have to the package of
+// its kernel. Images that bring their kernel otherwise want a weaker one.
+var ImageDependencies = []string{"depends", "recommends", "none"}
 
 // Maintainer is what stands in the packages: the program, not whoever ran it.
 const Maintainer = "dkms2bin <dkms2bin@packages.invalid>"
@@ -102,9 +107,9 @@ func (s Spec) images() []string {
 	return []string{signed, signed + "-unsigned"}
 }
 
-// depends is the dependency on the kernel: on its exact package where nothing
-// but the release protects from a kernel of another build.
-func (s Spec) depends() string {
+// image is the relation to the kernel's package: to its exact version where
+// nothing but the release protects from a kernel of another build.
+func (s Spec) image() string {
 	var alternatives []string
 	for _, image := range s.images() {
 		if !s.Modversions && s.KernelVersion != "" {
@@ -166,7 +171,12 @@ func (s Spec) Compose() (p deb.Package, err error) {
 	add("Version", version)
 	add("Architecture", s.Architecture)
 	add("Maintainer", Maintainer)
-	add("Depends", s.depends())
+	switch s.ImageDependency {
+	case "", "depends":
+		add("Depends", s.image())
+	case "recommends":
+		add("Recommends", s.image())
+	}
 	add("Provides", s.base()+" (= "+version+")")
 	if len(s.BuiltUsing) > 0 {
 		add("Built-Using", strings.Join(s.BuiltUsing, ", "))

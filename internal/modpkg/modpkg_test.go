@@ -157,7 +157,7 @@ func TestDepends(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			assert.Equal(t, tt.spec.depends(), tt.want)
+			assert.Equal(t, tt.spec.image(), tt.want)
 		})
 	}
 }

@@ -75,6 +75,14 @@ func Create(workDir string) (t *Tree, err error) {
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, err
 	}
+	if parent, err = filepath.EvalSymlinks(parent); err != nil { // Open takes no path with links
+		return nil, err
+	}
+	all, err := lockAll(parent, unix.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	defer all.Close()
 	var id [4]byte
 	_, _ = rand.Read(id[:])
 	// The name appears only when the tree is complete and marked busy.
@@ -117,6 +125,19 @@ func Create(workDir string) (t *Tree, err error) {
 	}
 	t.Path, t.busy = final, filepath.Join(final, "busy", filepath.Base(t.busy))
 	return t, nil
+}
+
+// lockAll locks the directory of all trees: shared by those who make one, so that
+// nobody takes what is not yet locked for half removed.
+func lockAll(parent string, how int) (*os.File, error) {
+	f, err := os.Open(parent)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), how); err != nil {
+		return nil, errors.Join(&fs.PathError{Op: "lock", Path: parent, Err: err}, f.Close())
+	}
+	return f, nil
 }
 
 // Open opens an existing tree. It does not lock it.
@@ -399,6 +420,11 @@ func Stale(workDir string, olderThan time.Duration) (trees []*Tree, err error) {
 	} else if err != nil {
 		return nil, err
 	}
+	all, err := lockAll(parent, unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	defer all.Close()
 	entries, err := os.ReadDir(parent)
 	if err != nil {
 		return nil, err
