@@ -4,6 +4,7 @@ import (
 	"context"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/deb"
+	"dkms2bin/internal/diag"
 	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/kernel"
 	"dkms2bin/internal/modpkg"
@@ -29,7 +30,8 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 	var errs []error
 	for i := range s.Doc.Builds {
 		if err := context.Cause(ctx); err != nil {
-			return err
+			errs = append(errs, err)
+			break
 		}
 		b := &s.Doc.Builds[i]
 		if b.Status != state.Built && (b.Status != state.Failed || b.Stage != "debextract") {
@@ -38,6 +40,11 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 		k, p := s.Doc.Kernel(b.Kernel), s.Doc.Package(b.Package)
 		if k == nil || p == nil || s.Doc.Tree == nil {
 			return cli.Usagef("the document has a build of %s for %s, but not its package and kernel", b.Module, b.Kernel)
+		}
+		if b.PackageVersion != p.Version {
+			errs = append(errs, diag.WithHint(fmt.Errorf("%s %s for %s was built from %s %s, and the document has %s by now",
+				b.Module, b.ModuleVersion, b.Kernel, p.Name, b.PackageVersion, p.Version), "run dkmsbuild on the document for that kernel"))
+			continue
 		}
 		spec := modpkg.Spec{
 			Module: b.Module, ModuleVersion: b.ModuleVersion,
@@ -58,11 +65,16 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 			continue
 		}
 		var err error
-		if spec.Copyright, err = readIfThere(p.Doc, "copyright"); err != nil {
+		if err := treeIsThere(s.Doc.Tree); err != nil {
 			return err
 		}
+		if spec.Copyright, err = readIfThere(p.Doc, "copyright"); err != nil {
+			errs = append(errs, err)
+			continue
+		}
 		if spec.Changelog, err = readIfThere(p.Doc, "changelog"); err != nil {
-			return err
+			errs = append(errs, err)
+			continue
 		}
 		err = makePackage(ctx, s, o, b, k.Facts, spec)
 		var unfit *unfitError
@@ -79,6 +91,15 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 	dropOldDebs(s.Doc)
 	errs = append(errs, saveLogs(s, o))
 	return joinLines(errs)
+}
+
+// treeIsThere is for documents from which packages are still to be made.
+func treeIsThere(tree *state.Tree) error {
+	if _, err := os.Stat(filepath.Join(tree.Path, "records")); err != nil {
+		return diag.WithHint(cli.Usagef("the build tree %s is gone, and with it what packages are to be made of", tree.Path),
+			"begin with mkchroot: a tree that is gone must be made again")
+	}
+	return nil
 }
 
 // joinLines joins errors into one of one line.
@@ -334,6 +355,7 @@ func saveTreeLog(s *cli.Session, o *options) error {
 // lets the document name the copies.
 func saveLogs(s *cli.Session, o *options) error {
 	saved := 0
+	taken := map[string]string{} // name of a log: package that it is of
 	for i := range s.Doc.Builds {
 		b := &s.Doc.Builds[i]
 		if b.Log == "" || filepath.Dir(b.Log) == o.logDir {
@@ -343,6 +365,10 @@ func saveLogs(s *cli.Session, o *options) error {
 		if b.Module == "" {
 			name = strings.ReplaceAll(filepath.Base(b.Package), "/", "_") + "-" + b.Kernel + ".log"
 		}
+		if other, ok := taken[name]; ok && other != b.Package {
+			name = filepath.Base(b.Package) + "-" + name
+		}
+		taken[name] = b.Package
 		to := filepath.Join(o.logDir, name)
 		if err := copyLog(b.Log, to); err != nil {
 			return fmt.Errorf("cannot save the log of %s for %s: %w", b.Package, b.Kernel, err)

@@ -23,11 +23,11 @@ func install(path string, p deb.Package) (size int64, digest string, err error) 
 			err = fmt.Errorf("cannot write %s: %w", path, err)
 		}
 	}()
-	f, link, err := unnamed(filepath.Dir(path))
+	f, link, discard, err := unnamed(filepath.Dir(path))
 	if err != nil {
 		return 0, "", err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+	defer func() { err = errors.Join(err, discard(), f.Close()) }()
 	if err := deb.Write(f, p); err != nil {
 		return 0, "", err
 	}
@@ -61,8 +61,8 @@ func install(path string, p deb.Package) (size int64, digest string, err error) 
 
 // unnamed makes a file in dir that has no name until link gives it one, so that
 // nothing is left of it when the process dies (O_TMPFILE of open(2)). File
-// systems without such files get one with a name.
-func unnamed(dir string) (f *os.File, link func(path string) error, err error) {
+// systems without such files get one with a name, which discard removes.
+func unnamed(dir string) (f *os.File, link func(path string) error, discard func() error, err error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o644)
 	if err == nil {
 		f = os.NewFile(uintptr(fd), filepath.Join(dir, "(unnamed)"))
@@ -72,17 +72,16 @@ func unnamed(dir string) (f *os.File, link func(path string) error, err error) {
 				return &os.LinkError{Op: "link", Old: f.Name(), New: path, Err: err}
 			}
 			return nil
-		}, nil
+		}, func() error { return nil }, nil
 	}
 	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
-		return nil, nil, &os.PathError{Op: "open", Path: dir, Err: err}
+		return nil, nil, nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	if f, err = os.CreateTemp(dir, ".new-*"); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return f, func(path string) error {
-		return errors.Join(os.Link(f.Name(), path), os.Remove(f.Name()))
-	}, nil
+	return f, func(path string) error { return os.Link(f.Name(), path) },
+		func() error { return os.Remove(f.Name()) }, nil
 }
 
 // tempDir makes a directory for extracted modules; done removes it.

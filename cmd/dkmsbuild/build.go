@@ -27,6 +27,7 @@ type builder struct {
 	opts    *options
 	tree    *rootfs.Tree
 	lists   []string // layers below a package's, the topmost first
+	fresh   string   // the layer with newer package lists, of this run alone
 	kernels []state.Kernel
 }
 
@@ -38,7 +39,12 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	if err := b.tree.Use(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.tree.Close()) }()
+	defer func() {
+		if b.fresh != "" {
+			err = errors.Join(err, b.tree.RemoveLayer(b.fresh))
+		}
+		err = errors.Join(err, b.tree.Close())
+	}()
 	if err := b.chooseKernels(); err != nil {
 		return err
 	}
@@ -129,7 +135,8 @@ func (b *builder) choosePackages(ctx context.Context) error {
 		return nil
 	}
 	// What failed may have been mended in the archive since.
-	if again || time.Since(b.Doc.Tree.Created) > time.Hour {
+	fromArchive := slices.ContainsFunc(open, func(r string) bool { return !isPath(r) })
+	if fromArchive && (again || time.Since(b.Doc.Tree.Created) > time.Hour) {
 		if err := b.refreshLists(ctx); err != nil {
 			return err
 		}
@@ -138,10 +145,16 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// A package that is asked for anew takes the place of the one of that name.
+	supersedes := func(p state.Package) bool {
+		return slices.ContainsFunc(resolved, func(n state.Package) bool { return n.Name == p.Name && n.Request != p.Request })
+	}
 	var packages []state.Package
 	for _, r := range requests {
 		if p, ok := kept[r]; ok {
-			packages = append(packages, p)
+			if p.Kind == state.KindSource || !supersedes(p) {
+				packages = append(packages, p)
+			}
 			continue
 		}
 		if i := slices.IndexFunc(resolved, func(p state.Package) bool { return p.Request == r }); i >= 0 {
@@ -218,6 +231,7 @@ func (b *builder) refreshLists(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.fresh = name
 	b.lists = []string{name, b.Doc.Tree.Base}
 	return nil
 }
@@ -232,20 +246,24 @@ func (b *builder) buildPackage(ctx context.Context, p *state.Package) error {
 	for _, k := range b.kernels {
 		step := b.Msg.Step("installing %s package, building for %s", orRequest(*p), k.Release)
 		if modules == nil && p.Error == "" {
-			found, err := b.install(ctx, p, step)
+			found, err := b.installInTime(ctx, p, step)
 			if ctx.Err() != nil {
 				step.Done("INTERRUPTED")
 				return context.Cause(ctx)
 			}
 			if err != nil {
-				p.Error = err.Error()
+				p.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
 			}
 			modules = found
 		}
 		records, err := b.buildModules(ctx, *p, k, modules, step)
 		b.record(*p, k, modules, records)
-		if err != nil {
+		if ctx.Err() != nil {
 			step.Done("INTERRUPTED")
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			step.Done("ERROR")
 			return err
 		}
 		b.report(*p, k, records, step)
@@ -258,6 +276,18 @@ func orRequest(p state.Package) string {
 		return p.Name
 	}
 	return p.Request
+}
+
+// installInTime is install with the time limit of a build: packages' scripts and
+// dkms.conf are programs, too.
+func (b *builder) installInTime(ctx context.Context, p *state.Package, watch io.Writer) ([]dkms.Module, error) {
+	limited, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, dkms.ErrTimeout)
+	defer cancel()
+	modules, err := b.install(limited, p, watch)
+	if errors.Is(err, dkms.ErrTimeout) {
+		return nil, fmt.Errorf("timed out after %s", b.opts.timeout)
+	}
+	return modules, err
 }
 
 // install makes the package's layer and returns its modules.
@@ -294,13 +324,18 @@ func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer
 	if err != nil {
 		return nil, err
 	}
-	p.Layer, p.Doc = name, dir
 	if modules, err = dkms.Added(b.tree.LayerPath(name)); err != nil {
 		return nil, err
 	}
 	if p.Kind == state.KindSource {
+		for _, o := range b.Doc.Packages {
+			if o.Request != p.Request && o.Name == modules[0].Name && o.Layer != "" {
+				return nil, fmt.Errorf("%s brings a package %s, too", o.Request, o.Name)
+			}
+		}
 		p.Name, p.Version = modules[0].Name, modules[0].Version
 	}
+	p.Layer, p.Doc = name, dir
 	return modules, nil
 }
 
@@ -381,7 +416,10 @@ func saveDoc(ctx context.Context, inside apt.Inside, p state.Package, to string)
 // its own. Records that are good are kept.
 func (b *builder) buildModules(ctx context.Context, p state.Package, k state.Kernel, modules []dkms.Module, step *cli.Step) ([]state.Build, error) {
 	if p.Error != "" {
-		r := state.Build{Package: orRequest(p), Kernel: k.Release, Status: state.Failed, Stage: "dkmsbuild", Reason: "cannot install it: " + p.Error}
+		r := state.Build{Package: p.Name, Kernel: k.Release, Status: state.Failed, Stage: "dkmsbuild", Reason: "cannot install it: " + p.Error}
+		if p.Kind == state.KindSource {
+			r.Package = p.Request // its name is known once dkms has read it
+		}
 		dir, err := b.tree.Record(rootfs.LayerName("package", p.Kind, p.Name, p.Version, p.Digest))
 		if err != nil {
 			return nil, err
@@ -415,7 +453,7 @@ func (b *builder) buildOne(ctx context.Context, p state.Package, k state.Kernel,
 	}
 	file := strings.ReplaceAll(fmt.Sprintf("%s-%s-%s", m.Name, m.Version, k.Release), "/", "_")
 	r := state.Build{
-		Package: p.Name, Module: m.Name, ModuleVersion: m.Version, Kernel: k.Release, Layer: layer,
+		Package: p.Name, PackageVersion: p.Version, Module: m.Name, ModuleVersion: m.Version, Kernel: k.Release, Layer: layer,
 		Source: b.sourceDigest(p, k), Log: filepath.Join(dir, file+".log"),
 		Started: start.UTC().Truncate(time.Second),
 	}

@@ -59,6 +59,12 @@ func main() {
 			fs.StringVar(&o.shell, "shell", "", "open a shell on the terminal where `MODULE/VERSION,KVER` was built or failed")
 		},
 		Check: o.check,
+		Fresh: func() error {
+			if len(o.packages) == 0 {
+				return cli.Usagef("--dkms is required: a package to build modules from")
+			}
+			return nil
+		},
 		Run: func(ctx context.Context, s *cli.Session) error {
 			if o.shell != "" {
 				return shell(ctx, s, o.shell)

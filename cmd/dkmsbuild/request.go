@@ -64,10 +64,12 @@ func resolve(ctx context.Context, inside apt.Inside, requests []string) ([]state
 			errs = append(errs, err)
 			continue
 		}
-		if i := slices.IndexFunc(packages, func(o state.Package) bool { return o.Name == p.Name }); i >= 0 {
-			if packages[i].Version != p.Version || packages[i].Digest != p.Digest {
-				errs = append(errs, fmt.Errorf("%s and %s are the same package in two versions", packages[i].Request, p.Request))
-			}
+		if i := slices.IndexFunc(packages, func(o state.Package) bool {
+			return o.Name == p.Name && o.Kind != state.KindSource && p.Kind != state.KindSource
+		}); i >= 0 {
+			// Requests come in the order in which they were made: the last one
+			// counts, since it may replace what failed.
+			packages[i] = p
 			continue
 		}
 		packages = append(packages, p)
@@ -203,6 +205,9 @@ func pinned(list []apt.Candidate) []string {
 // unknown is the error for a name that the repositories do not have.
 func unknown(ctx context.Context, inside apt.Inside, name string) error {
 	err := fmt.Errorf("the repositories have no package %s", name)
+	if _, statErr := os.Stat(filepath.Join(name, "dkms.conf")); statErr == nil {
+		return diag.WithHint(err, "to build the directory here, write ./%s", name)
+	}
 	all, listErr := inside.Names(ctx, "")
 	if listErr != nil {
 		return errors.Join(err, listErr)

@@ -24,11 +24,16 @@ func findKernels(ctx context.Context, inside apt.Inside, tree *state.Tree, wante
 	if err != nil {
 		return nil, err
 	}
+	preferred, err := inside.Preferred(ctx, names...)
+	if err != nil {
+		return nil, err
+	}
+	usable := candidates(shown, preferred)
 	// Packages for all architectures hold what several kernels share.
 	var releases []string
-	for name, list := range shown {
+	for name, c := range usable {
 		release := strings.TrimPrefix(name, headersPrefix)
-		if kverPattern.MatchString(release) && list[0].Architecture == tree.Architecture {
+		if kverPattern.MatchString(release) && c.Architecture == tree.Architecture {
 			releases = append(releases, release)
 		}
 	}
@@ -36,6 +41,9 @@ func findKernels(ctx context.Context, inside apt.Inside, tree *state.Tree, wante
 
 	var kernels []state.Kernel
 	for _, release := range wanted {
+		if name := headersPrefix + release; len(shown[name]) > 0 && preferred[name] == "" {
+			return nil, fmt.Errorf("apt has no version of %s that may be installed", name)
+		}
 		if !slices.Contains(releases, release) {
 			err := fmt.Errorf("the repositories have no headers for the kernel %s", release)
 			if len(releases) == 0 {
@@ -49,56 +57,63 @@ func findKernels(ctx context.Context, inside apt.Inside, tree *state.Tree, wante
 	}
 	if len(wanted) == 0 {
 		flavour := kernel.DefaultFlavour(tree.Distribution, tree.Architecture)
-		release, err := currentKernel(flavour, shown)
+		release, err := currentKernel(flavour, usable)
 		if err != nil {
 			return nil, diag.WithHint(err, "name a kernel with --kver; there are: %s", strings.Join(releases, ", "))
 		}
 		kernels = append(kernels, state.Kernel{Release: release, Flavour: flavour})
 	}
 	for i := range kernels {
-		kernels[i].Headers = headersPrefix + kernels[i].Release
-		preferred, err := inside.Preferred(ctx, kernels[i].Headers)
-		if err != nil {
-			return nil, err
-		}
-		if kernels[i].Version = preferred[kernels[i].Headers]; kernels[i].Version == "" {
-			return nil, fmt.Errorf("apt has no version of %s that may be installed", kernels[i].Headers)
-		}
-		for _, c := range shown[kernels[i].Headers] {
-			if c.Version == kernels[i].Version {
-				kernels[i].Source = fmt.Sprintf("%s (= %s)", c.Source, c.SourceVersion)
-			}
-		}
+		c := usable[headersPrefix+kernels[i].Release]
+		kernels[i].Headers, kernels[i].Version = c.Name, c.Version
+		kernels[i].Source = fmt.Sprintf("%s (= %s)", c.Source, c.SourceVersion)
 	}
 	return kernels, nil
 }
 
-// currentKernel follows the flavour's metapackage to the kernel it depends on.
-func currentKernel(flavour string, shown map[string][]apt.Candidate) (string, error) {
+// candidates picks the version that apt would install of each package. It is not
+// always the newest: those of backports have a low priority.
+func candidates(shown map[string][]apt.Candidate, preferred map[string]string) map[string]apt.Candidate {
+	found := map[string]apt.Candidate{}
+	for name, list := range shown {
+		for _, c := range list {
+			if c.Version == preferred[name] {
+				found[name] = c
+				break
+			}
+		}
+	}
+	return found
+}
+
+// currentKernel follows the flavour's metapackage to the kernel it depends on,
+// each in the version that apt would install.
+func currentKernel(flavour string, usable map[string]apt.Candidate) (string, error) {
 	if flavour == "" {
 		return "", fmt.Errorf("no default kernel flavour is known for this distribution and architecture")
 	}
 	name := headersPrefix + flavour
 	for range 5 {
-		list := shown[name]
-		if len(list) == 0 {
+		c, ok := usable[name]
+		if !ok {
 			return "", fmt.Errorf("the repositories have no package %s", name)
 		}
-		next := ""
-		for _, dep := range strings.FieldsFunc(list[0].Depends, func(r rune) bool { return r == ',' || r == '|' }) {
+		onward := ""
+		for _, dep := range strings.FieldsFunc(c.Depends, func(r rune) bool { return r == ',' || r == '|' }) {
 			dep, _, _ = strings.Cut(strings.TrimSpace(dep), " ")
-			if !strings.HasPrefix(dep, headersPrefix) || len(shown[dep]) == 0 {
+			next, ok := usable[dep]
+			if !ok || !strings.HasPrefix(dep, headersPrefix) {
 				continue
 			}
-			if release := strings.TrimPrefix(dep, headersPrefix); kverPattern.MatchString(release) && shown[dep][0].Architecture != "all" {
+			if release := strings.TrimPrefix(dep, headersPrefix); kverPattern.MatchString(release) && next.Architecture != "all" {
 				return release, nil
 			}
-			next = dep
+			onward = dep
 		}
-		if next == "" {
+		if onward == "" {
 			break
 		}
-		name = next
+		name = onward
 	}
 	return "", fmt.Errorf("the package %s leads to no kernel's headers", headersPrefix+flavour)
 }

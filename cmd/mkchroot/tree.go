@@ -1,25 +1,26 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"golang.org/x/sys/unix"
-
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/dkms"
+	"dkms2bin/internal/kernel"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // buildSet is what every build needs besides headers.
@@ -30,18 +31,9 @@ const baseLayer = "base"
 // makeTree makes the tree and fills the document. What was made before an error
 // is in the document too, so that rmchroot can remove it.
 func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
-	host, err := apt.ReadHost(ctx)
+	host, sources, err := repositoriesFor(ctx, o)
 	if err != nil {
 		return err
-	}
-	sources := o.sources
-	if len(sources) == 0 {
-		if sources, err = host.Own(); err != nil {
-			return err
-		}
-		if o.release != "" {
-			sources = apt.ForSuite(sources, o.release)
-		}
 	}
 
 	s.Msg.Announce("creating chroot environment")
@@ -97,6 +89,24 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 	return nil
 }
 
+// repositoriesFor are those that --repo names, or the distribution's own among
+// the host's. Only for these the host's are read.
+func repositoriesFor(ctx context.Context, o *options) (apt.Host, []apt.Source, error) {
+	if len(o.sources) > 0 {
+		host, err := apt.ReadSystem(ctx)
+		return host, o.sources, err
+	}
+	host, err := apt.ReadHost(ctx)
+	if err != nil {
+		return host, nil, err
+	}
+	sources, err := host.Own()
+	if err == nil && o.release != "" {
+		sources = apt.ForSuite(sources, o.release)
+	}
+	return host, sources, err
+}
+
 // treeSize is what a tree takes with the headers of one kernel, in bytes. Trixie's
 // bring the kernel's image along.
 const treeSize = 1 << 30
@@ -134,6 +144,10 @@ func repositories(sources []apt.Source) []state.Repository {
 // makeBase makes the base layer. The program that makes it reads the keyrings on
 // the host, apt inside reads copies of them in the tree.
 func makeBase(ctx context.Context, tree *rootfs.Tree, sources []apt.Source, log io.Writer) error {
+	general, err := generalKeyrings("/etc/apt")
+	if err != nil {
+		return err
+	}
 	inTree, keyrings, err := moveKeyrings(sources)
 	if err != nil {
 		return err
@@ -141,9 +155,10 @@ func makeBase(ctx context.Context, tree *rootfs.Tree, sources []apt.Source, log 
 	spec := rootfs.BaseSpec{
 		Suite: sources[0].Suite, Mirror: sources[0].URI, Parts: sources[0].Components,
 		Sources: apt.Stanzas(sources), Packages: buildSet, AptConf: []byte(apt.Config), Log: log,
+		Trusted: sources[0].Trusted(),
 	}
-	if key := sources[0].SignedBy(); strings.HasPrefix(key, "/") {
-		spec.Keyring = key
+	if keys := sources[0].Keyrings(); len(keys) > 0 {
+		spec.Keyring = keys[0]
 	}
 	for _, s := range sources {
 		if strings.HasPrefix(s.URI, "https:") {
@@ -151,7 +166,7 @@ func makeBase(ctx context.Context, tree *rootfs.Tree, sources []apt.Source, log 
 			break
 		}
 	}
-	files := append(keyrings,
+	files := append(append(general, keyrings...),
 		rootfs.ConfigFile{Path: "/etc/apt/sources.list.d/dkms2bin.sources", Content: apt.Stanzas(inTree), Mode: 0o600},
 		rootfs.ConfigFile{Path: "/etc/apt/apt.conf.d/90dkms2bin", Content: []byte(apt.Config), Mode: 0o644},
 		rootfs.ConfigFile{Path: "/etc/dpkg/dpkg.cfg.d/dkms2bin", Content: []byte("force-confdef\nforce-confold\nforce-unsafe-io\n"), Mode: 0o644},
@@ -175,19 +190,16 @@ func makeBase(ctx context.Context, tree *rootfs.Tree, sources []apt.Source, log 
 }
 
 // moveKeyrings returns the sources with keyrings as they are called in the tree,
-// and those keyrings. The host's general keyrings come along for repositories
-// that name none.
+// and those keyrings.
 func moveKeyrings(sources []apt.Source) ([]apt.Source, []rootfs.ConfigFile, error) {
 	var files []rootfs.ConfigFile
 	moved := map[string]string{}
 	out := make([]apt.Source, 0, len(sources))
 	for _, s := range sources {
-		key := s.SignedBy()
-		if !strings.HasPrefix(key, "/") { // none, or the key itself
-			out = append(out, s)
-			continue
-		}
-		if moved[key] == "" {
+		for _, key := range s.Keyrings() {
+			if moved[key] != "" {
+				continue
+			}
 			content, err := os.ReadFile(key)
 			if err != nil {
 				return nil, nil, fmt.Errorf("cannot read the keyring of %s: %w", s, err)
@@ -195,20 +207,37 @@ func moveKeyrings(sources []apt.Source) ([]apt.Source, []rootfs.ConfigFile, erro
 			moved[key] = fmt.Sprintf("/etc/apt/dkms2bin-%d%s", len(moved), filepath.Ext(key))
 			files = append(files, rootfs.ConfigFile{Path: moved[key], Content: content, Mode: 0o644})
 		}
-		out = append(out, s.With("Signed-By", moved[key]))
-	}
-	general, err := filepath.Glob("/etc/apt/trusted.gpg.d/*")
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, path := range general {
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return nil, nil, fmt.Errorf("cannot read a keyring of the host: %w", err)
-		}
-		files = append(files, rootfs.ConfigFile{Path: path, Content: content, Mode: 0o644})
+		out = append(out, s.WithKeyrings(moved))
 	}
 	return out, files, nil
+}
+
+// generalKeyrings are the host's keyrings, in its directory etc, for repositories
+// that name none: those of trusted.gpg.d that apt reads, and its predecessor. As
+// apt does, it passes over what cannot be read.
+func generalKeyrings(etc string) ([]rootfs.ConfigFile, error) {
+	paths := []string{"trusted.gpg"}
+	entries, err := os.ReadDir(filepath.Join(etc, "trusted.gpg.d"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("cannot list the host's keyrings: %w", err)
+	}
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); ext == ".gpg" || ext == ".asc" {
+			paths = append(paths, filepath.Join("trusted.gpg.d", e.Name()))
+		}
+	}
+	var files []rootfs.ConfigFile
+	for _, path := range paths {
+		content, err := os.ReadFile(filepath.Join(etc, path))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EISDIR) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot read a keyring of the host: %w", err)
+		}
+		files = append(files, rootfs.ConfigFile{Path: filepath.Join("/etc/apt", path), Content: content, Mode: 0o644})
+	}
+	return files, nil
 }
 
 // installHeaders makes the layer of a kernel's headers and saves what is to be
@@ -274,10 +303,11 @@ func saveFacts(ctx context.Context, tree *rootfs.Tree, inside apt.Inside, k *sta
 		if err := os.WriteFile(path, content, 0o644); err != nil {
 			return err
 		}
-		if name == "include/config/auto.conf" {
-			k.Modversions = bytes.Contains(content, []byte("\nCONFIG_MODVERSIONS=y\n"))
-		}
 	}
-	k.Facts = dir
+	facts, err := kernel.ReadFacts(dir)
+	if err != nil {
+		return err
+	}
+	k.Facts, k.Modversions = dir, facts.Modversions
 	return nil
 }

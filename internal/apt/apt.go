@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Config is apt's configuration inside a tree, apt.conf(5): nothing that was not
@@ -39,13 +40,53 @@ type Inside struct {
 	Log io.Writer
 }
 
-// Output runs a command without network and returns its standard output.
+// mostOutput is more than any command prints whose output is wanted here.
+const mostOutput = 64 << 20
+
+// ErrTooLong says that a command printed more than it may.
+var ErrTooLong = errors.New("its output is too long")
+
+// Output runs a command without network and returns its standard output, of
+// which there may be 64 MiB.
 func (i Inside) Output(ctx context.Context, args ...string) ([]byte, error) {
-	var out bytes.Buffer
+	return i.OutputLimited(ctx, mostOutput, args...)
+}
+
+// OutputLimited is Output with a limit, in bytes, of its own. A command that
+// prints more is killed, and the error wraps ErrTooLong: packages decide what
+// is in the files that commands print.
+func (i Inside) OutputLimited(ctx context.Context, limit int64, args ...string) ([]byte, error) {
+	running, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	out := &bounded{left: limit, full: func() {
+		cancel(fmt.Errorf("%w: more than %d bytes", ErrTooLong, limit))
+	}}
 	spec := i.Spec
-	spec.Args, spec.Stdout, spec.Stderr = args, &out, i.Log
-	err := sandbox.Run(ctx, spec)
-	return out.Bytes(), err
+	spec.Args, spec.Stdout, spec.Stderr = args, out, i.Log
+	err := sandbox.Run(running, spec)
+	// It may have come to its end before it was killed.
+	if cause := context.Cause(running); errors.Is(cause, ErrTooLong) && !errors.Is(err, ErrTooLong) {
+		err = fmt.Errorf("cannot take what %s prints: %w", args[0], cause)
+	}
+	return out.kept.Bytes(), err
+}
+
+// bounded keeps the first bytes; it calls full, and drops the rest, when there
+// are more.
+type bounded struct {
+	kept bytes.Buffer
+	left int64
+	full func()
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	keep := min(b.left, int64(len(p)))
+	b.left -= keep
+	if keep < int64(len(p)) {
+		b.full()
+	}
+	b.kept.Write(p[:keep])
+	return len(p), nil
 }
 
 // run runs apt-get; its failure carries apt's own reason.
@@ -111,14 +152,22 @@ func Reason(output string) string {
 	for _, m := range gpgLine.FindAllStringSubmatch(output, 2) {
 		add(m[1])
 	}
-	for _, m := range dpkgLine.FindAllStringSubmatch(output, 2) {
-		add(m[1])
+	for _, m := range dpkgLine.FindAllStringSubmatchIndex(output, 2) {
+		reason := output[m[2]:m[3]]
+		if strings.Contains(reason, "subprocess") && strings.Contains(reason, "script") {
+			if said := lastWords(output[:m[0]]); said != "" {
+				reason = said + " (" + strings.TrimSpace(reason) + ")"
+			}
+		}
+		add(reason)
 	}
 	var weak []string
 	for _, m := range errorLine.FindAllStringSubmatch(output, -1) {
-		if uselessErr.MatchString(m[1]) {
+		quoted := func(reason string) bool { return strings.Contains(reason, strings.TrimSpace(m[1])) }
+		switch {
+		case uselessErr.MatchString(m[1]):
 			weak = append(weak, m[1])
-		} else if len(reasons) < 2 {
+		case len(reasons) < 2 && !slices.ContainsFunc(reasons, quoted):
 			add(m[1])
 		}
 	}
@@ -126,6 +175,62 @@ func Reason(output string) string {
 		reasons = weak[:1]
 	}
 	return strings.Join(reasons, "; ")
+}
+
+var (
+	// progressLine fits what apt and dpkg print before a script runs.
+	progressLine = regexp.MustCompile(`^(Selecting previously unselected |Selecting previously deselected |Preparing to unpack |Unpacking |Setting up |` +
+		`Processing triggers for |Removing |Purging |\(Reading database |Preconfiguring packages |Extracting templates |Get:|Hit:|Fetched |` +
+		`Need to get |After this operation|Errors were encountered )`)
+	// idleLine fits what is printed meanwhile and explains nothing.
+	idleLine = regexp.MustCompile(`^(debconf: (delaying package configuration|unable to initialize frontend|falling back to frontend|\()|dpkg: (warning|trying|\.\.\. )|perl: warning|locale: )`)
+)
+
+// lastWords are the last lines that a maintainer script printed, in one line:
+// output ends with the script's own end, and begins with that of others.
+func lastWords(output string) string {
+	const (
+		mostLines = 3
+		mostRunes = 240
+	)
+	var said []string
+	for len(said) < mostLines && output != "" {
+		output = strings.TrimSuffix(output, "\n")
+		start := strings.LastIndexByte(output, '\n') + 1
+		line := output[start:]
+		output = output[:start]
+		line = strings.TrimRight(line, "\r")
+		line = line[strings.LastIndexByte(line, '\r')+1:] // what a terminal would show
+		if progressLine.MatchString(line) {
+			break
+		}
+		line = printable(line)
+		if line != "" && !idleLine.MatchString(line) {
+			said = append(said, strings.TrimPrefix(line, "E: "))
+		}
+	}
+	slices.Reverse(said)
+	words := []rune(strings.Join(said, " | "))
+	if len(words) > mostRunes {
+		words = append([]rune("…"), words[len(words)-mostRunes+1:]...)
+	}
+	return string(words)
+}
+
+var colours = regexp.MustCompile(`\x1b\[[0-9;?]*[ -/]*[@-~]`)
+
+// printable leaves colours and control characters out of a line, and folds blanks.
+func printable(line string) string {
+	line = strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r):
+			return ' '
+		case !unicode.IsPrint(r):
+			return -1
+		}
+		return r
+	}, colours.ReplaceAllString(strings.ToValidUTF8(line, ""), ""))
+	return strings.Join(strings.Fields(line), " ")
 }
 
 // Update fetches the package lists. Any list that cannot be had is an error.
@@ -153,7 +258,7 @@ func (i Inside) Install(ctx context.Context, packages ...string) error {
 			case <-time.After(time.Duration(attempt) * time.Second):
 			}
 			if updateErr := i.Update(ctx); updateErr != nil {
-				return errors.Join(err, updateErr)
+				return fmt.Errorf("%w; %w", err, updateErr)
 			}
 		}
 		if err = i.run(ctx, true, args("--download-only")...); err == nil {
@@ -251,19 +356,21 @@ func (i Inside) Names(ctx context.Context, prefix string) ([]string, error) {
 // Preferred returns the version that apt would install of each package, by its
 // own rules of preference.
 func (i Inside) Preferred(ctx context.Context, names ...string) (map[string]string, error) {
-	out, err := i.Output(ctx, append([]string{"apt-cache", "policy"}, names...)...)
-	if err != nil {
-		return nil, err
-	}
 	found := map[string]string{}
-	name := ""
-	for line := range strings.Lines(string(out)) {
-		line = strings.TrimRight(line, "\n")
-		if n, ok := strings.CutSuffix(line, ":"); ok && !strings.HasPrefix(line, " ") {
-			name = n
+	for chunk := range slices.Chunk(names, 500) {
+		out, err := i.Output(ctx, append([]string{"apt-cache", "policy"}, chunk...)...)
+		if err != nil {
+			return nil, err
 		}
-		if v, ok := strings.CutPrefix(line, "  Candidate: "); ok && v != "(none)" {
-			found[name] = v
+		name := ""
+		for line := range strings.Lines(string(out)) {
+			line = strings.TrimRight(line, "\n")
+			if n, ok := strings.CutSuffix(line, ":"); ok && !strings.HasPrefix(line, " ") {
+				name = n
+			}
+			if v, ok := strings.CutPrefix(line, "  Candidate: "); ok && v != "(none)" {
+				found[name] = v
+			}
 		}
 	}
 	return found, nil

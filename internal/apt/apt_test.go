@@ -3,6 +3,8 @@ package apt
 import (
 	"bytes"
 	"crypto/sha256"
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/sandbox"
 	"errors"
 	"fmt"
 	"net"
@@ -12,9 +14,6 @@ import (
 	"testing"
 
 	"gotest.tools/v3/assert"
-
-	"dkms2bin/internal/deb"
-	"dkms2bin/internal/sandbox"
 )
 
 // release is a Release file that lists one file.
@@ -92,7 +91,54 @@ dpkg: error processing package bad (--configure):
 Errors were encountered while processing:
  bad
 E: Sub-process /usr/bin/dpkg returned an error code (1)
+`, "building (installed bad package post-installation script subprocess returned error exit status 10)",
+		},
+		{
+			"a script that says nothing", `Setting up good (1) ...
+all is well
+Setting up bad (1) ...
+dpkg: error processing package bad (--configure):
+ installed bad package post-installation script subprocess returned error exit status 10
 `, "installed bad package post-installation script subprocess returned error exit status 10",
+		},
+		{
+			"a license that is not accepted", `debconf: delaying package configuration, since apt-utils is not installed
+Selecting previously unselected package rvq-dkms.
+(Reading database ... 14022 files and directories currently installed.)
+Preparing to unpack /run/dkms2bin/given.deb ...
+debconf: unable to initialize frontend: Dialog
+debconf: (TERM is not set, so the dialog frontend is not usable.)
+rvq: license not accepted, aborting
+dpkg: error processing archive /run/dkms2bin/given.deb (--unpack):
+ new rvq-dkms package pre-installation script subprocess returned error exit status 1
+Errors were encountered while processing:
+ /run/dkms2bin/given.deb
+E: Sub-process /usr/bin/dpkg returned an error code (1)
+`, "rvq: license not accepted, aborting (new rvq-dkms package pre-installation script subprocess returned error exit status 1)",
+		},
+		{
+			"the words of stretch", `Setting up bad (1) ...
+no
+dpkg: error processing package bad (--configure):
+ subprocess installed post-installation script was killed by signal (Killed)
+E: Sub-process /usr/bin/dpkg returned an error code (1)
+`, "no (subprocess installed post-installation script was killed by signal (Killed))",
+		},
+		{
+			"the last lines of many, one like apt's", "Setting up bad (1) ...\none\ntwo\n\nthree\n10%\r99%\rfour\r\n\x1b[31mE: five\x1b[0m\a\n" +
+				"dpkg: error processing package bad (--configure):\n installed bad package post-installation script subprocess returned error exit status 1\n",
+			"three | four | five (installed bad package post-installation script subprocess returned error exit status 1)",
+		},
+		{
+			"what is quoted already", "Setting up bad (1) ...\nE: no license\n" +
+				"dpkg: error processing package bad (--configure):\n installed bad package post-installation script subprocess returned error exit status 1\n" +
+				"E: Sub-process /usr/bin/dpkg returned an error code (1)\n",
+			"no license (installed bad package post-installation script subprocess returned error exit status 1)",
+		},
+		{
+			"a long line", "Setting up bad (1) ...\n" + strings.Repeat("x", 1000) + "the end\n" +
+				"dpkg: error processing package bad (--configure):\n installed bad package post-installation script subprocess returned error exit status 1\n",
+			"…" + strings.Repeat("x", 232) + "the end (installed bad package post-installation script subprocess returned error exit status 1)",
 		},
 		{
 			"a file of two packages", `Unpacking clash (1) ...
@@ -254,6 +300,59 @@ func TestInside(t *testing.T) {
 	assert.Assert(t, errors.As(err, &exit))
 	err = i.Install(t.Context(), "no-such")
 	assert.Error(t, err, "Unable to locate package no-such")
+}
+
+func TestOutputLimited(t *testing.T) {
+	t.Parallel()
+	i, _ := inside(t)
+	tests := []struct {
+		name   string
+		script string
+		limit  int64
+		want   string
+		long   bool
+	}{
+		{"less", "printf 123", 4, "123", false},
+		{"as much", "printf 1234", 4, "1234", false},
+		{"more", "printf 12345", 4, "1234", true},
+		{"for ever", "yes", 4, "y\ny\n", true},
+		{"nothing allowed", "echo", 0, "", true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			out, err := i.OutputLimited(t.Context(), tt.limit, "sh", "-c", tt.script)
+			assert.Equal(t, string(out), tt.want)
+			if tt.long {
+				assert.Assert(t, errors.Is(err, ErrTooLong), "%v", err)
+				assert.ErrorContains(t, err, fmt.Sprintf("its output is too long: more than %d bytes", tt.limit))
+			} else {
+				assert.NilError(t, err)
+			}
+		})
+	}
+	_, err := i.Output(t.Context(), "sh", "-c", "echo no >&2; exit 3")
+	var exit *sandbox.ExitError
+	assert.Assert(t, errors.As(err, &exit) && exit.Code == 3, "%v", err)
+}
+
+// Both reasons are in one line.
+func TestInstallWithoutMirror(t *testing.T) {
+	t.Parallel()
+	i, dir := inside(t)
+	packages := pack("a", "1", "")
+	writeFile(t, filepath.Join(dir, "repo/dists/one/main/binary-amd64/Packages"), packages)
+	writeFile(t, filepath.Join(dir, "repo/dists/one/Release"), release("", "main/binary-amd64/Packages", packages))
+	writeFile(t, filepath.Join(dir, "etc/sources.list"), "deb [trusted=yes] copy:/tmp/apt/repo one main\n")
+	writeFile(t, filepath.Join(dir, "etc/apt.conf.d/retries"), "Acquire::Retries \"0\";\n")
+	assert.NilError(t, i.Update(t.Context()))
+	assert.NilError(t, os.RemoveAll(filepath.Join(dir, "repo/dists")))
+	err := i.Install(t.Context(), "a")
+	assert.ErrorContains(t, err, "pool/a.deb")
+	assert.ErrorContains(t, err, "; ")
+	assert.ErrorContains(t, err, "dists/one")
+	assert.Assert(t, !strings.Contains(err.Error(), "\n"), "%v", err)
+	var failure *Failure
+	assert.Assert(t, errors.As(err, &failure))
 }
 
 // Half an update is a failure.

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // A Source is one repository: a URI with one suite. See sources.list(5).
@@ -39,6 +40,41 @@ var optionNames = map[string]string{
 
 // SignedBy is the keyring or the key itself that signs the repository, or "".
 func (s Source) SignedBy() string { return s.Options["Signed-By"] }
+
+// Keyrings are the files among what SignedBy names: there may be several,
+// separated by blanks or commas, and fingerprints among them.
+func (s Source) Keyrings() []string {
+	var files []string
+	for _, word := range splitSignedBy(s.SignedBy()) {
+		if strings.HasPrefix(word, "/") {
+			files = append(files, word)
+		}
+	}
+	return files
+}
+
+// WithKeyrings returns a copy in which keyrings are called otherwise; those that
+// renamed does not have keep their names.
+func (s Source) WithKeyrings(renamed map[string]string) Source {
+	if len(s.Keyrings()) == 0 {
+		return s
+	}
+	words := splitSignedBy(s.SignedBy())
+	for i, word := range words {
+		if to := renamed[word]; to != "" {
+			words[i] = to
+		}
+	}
+	return s.With("Signed-By", strings.Join(words, " "))
+}
+
+// splitSignedBy gives the words of a Signed-By, and nothing for a key itself.
+func splitSignedBy(value string) []string {
+	if strings.Contains(value, "-----BEGIN ") {
+		return nil
+	}
+	return strings.FieldsFunc(value, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
+}
 
 // Trusted says that signatures are not checked.
 func (s Source) Trusted() bool { return isYes(s.Options["Trusted"]) }
@@ -221,11 +257,12 @@ type Host struct {
 	Origins map[[2]string]string
 }
 
-// ReadHost asks the host's apt and dpkg.
-func ReadHost(ctx context.Context) (h Host, err error) {
+// ReadSystem asks for the host's distribution and architecture alone, where its
+// repositories are not wanted: they may be broken.
+func ReadSystem(ctx context.Context) (h Host, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("cannot find out the host's repositories: %w", err)
+			err = fmt.Errorf("cannot find out the host's distribution: %w", err)
 		}
 	}()
 	release, err := os.ReadFile("/etc/os-release")
@@ -244,6 +281,19 @@ func ReadHost(ctx context.Context) (h Host, err error) {
 		return h, err
 	}
 	h.Architecture = strings.TrimSpace(arch)
+	return h, nil
+}
+
+// ReadHost asks the host's apt and dpkg.
+func ReadHost(ctx context.Context) (h Host, err error) {
+	if h, err = ReadSystem(ctx); err != nil {
+		return h, err
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot find out the host's repositories: %w", err)
+		}
+	}()
 	if h.Sources, err = readHostSources(ctx); err != nil {
 		return h, err
 	}
@@ -375,9 +425,20 @@ var aliases = []string{"oldoldstable", "oldstable", "stable", "testing", "unstab
 
 // Own returns the distribution's own repositories among the host's, the one
 // with the main suite first. What apt has fetched says whose a repository is;
-// before the first update, its suite and the keyring that signs it do.
+// before the first update, its suite and the keyring that signs it do. Where
+// the suite alone speaks for a repository, it does not count beside one of the
+// same suite for which there is more to be said.
 func (h Host) Own() ([]Source, error) {
-	own := slices.DeleteFunc(slices.Clone(h.Sources), func(s Source) bool { return !h.owns(s) })
+	certain := map[string]bool{} // by suite
+	for _, s := range h.Sources {
+		if owns, sure := h.owns(s); owns && sure {
+			certain[s.Suite] = true
+		}
+	}
+	own := slices.DeleteFunc(slices.Clone(h.Sources), func(s Source) bool {
+		owns, sure := h.owns(s)
+		return !owns || !sure && certain[s.Suite]
+	})
 	rank := func(s Source) int {
 		base, pocket := splitSuite(s.Suite)
 		if base == h.Codename {
@@ -395,25 +456,29 @@ func (h Host) Own() ([]Source, error) {
 		"name it with --repo 'deb http://example.org/debian bookworm main'")
 }
 
-func (h Host) owns(s Source) bool {
+// owns says whether a repository is the distribution's, and whether more than
+// the name of its suite says so.
+func (h Host) owns(s Source) (owns, sure bool) {
 	if strings.HasSuffix(s.Suite, "/") || strings.HasPrefix(s.URI, "cdrom:") {
-		return false
+		return false, true
 	}
 	base, _ := splitSuite(s.Suite)
 	if base != h.Codename && !slices.Contains(aliases, base) {
-		return false
+		return false, true
 	}
 	names := append([]string{h.Distribution}, h.Like...)
 	if origin, known := h.Origins[originKey(s.URI, s.Suite)]; known {
 		origin = strings.TrimSuffix(origin, " Backports") // Debian's have a name of their own
-		return slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, origin) })
+		return slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, origin) }), true
 	}
 	if s.SignedBy() == "" {
-		return true
+		return true, false
 	}
 	return slices.ContainsFunc(names, func(n string) bool {
-		return strings.HasPrefix(filepath.Base(s.SignedBy()), n+"-archive-")
-	})
+		return slices.ContainsFunc(s.Keyrings(), func(file string) bool {
+			return strings.HasPrefix(filepath.Base(file), n+"-archive-")
+		})
+	}), true
 }
 
 // ForSuite takes the same mirrors with another suite and, where the host has

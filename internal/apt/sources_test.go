@@ -1,6 +1,8 @@
 package apt
 
 import (
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/sandbox"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,9 +11,6 @@ import (
 	"testing"
 
 	"gotest.tools/v3/assert"
-
-	"dkms2bin/internal/diag"
-	"dkms2bin/internal/sandbox"
 )
 
 func TestMain(m *testing.M) {
@@ -263,7 +262,8 @@ func TestOwn(t *testing.T) {
 			[]string{
 				"deb http://example.org/debian-security bookworm-security main", "deb " + main + " bookworm-backports main",
 				"deb " + main + " bookworm-updates main", "deb " + main + " bookworm main contrib",
-			}, nil,
+			},
+			nil,
 			[]string{
 				"deb " + main + " bookworm main contrib", "deb " + main + " bookworm-updates main",
 				"deb http://example.org/debian-security bookworm-security main", "deb " + main + " bookworm-backports main",
@@ -290,27 +290,34 @@ func TestOwn(t *testing.T) {
 				signed("deb http://example.org/ubuntu noble main universe", ubuntuKey),
 				signed("deb http://example.org/ubuntu noble-security main universe", ubuntuKey),
 				signed("deb http://example.org/ppa/x noble main", "/etc/apt/keyrings/x.gpg"),
-			}, nil,
+			},
+			nil,
 			[]string{"deb http://example.org/ubuntu noble main universe", "deb http://example.org/ubuntu noble-security main universe"},
 		},
 		{
 			"names that are no codenames", debian,
-			[]string{"deb " + main + " stable main", "deb " + main + " stable-updates main", "deb http://example.org/security stable-security main"}, nil,
+			[]string{"deb " + main + " stable main", "deb " + main + " stable-updates main", "deb http://example.org/security stable-security main"},
+			nil,
 			[]string{"deb " + main + " stable main", "deb " + main + " stable-updates main", "deb http://example.org/security stable-security main"},
 		},
 		{
-			"sid", Host{Distribution: "debian", Codename: "forky"},
-			[]string{"deb " + main + " unstable main"}, nil,
+			"sid",
+			Host{Distribution: "debian", Codename: "forky"},
+			[]string{"deb " + main + " unstable main"},
+			nil,
 			[]string{"deb " + main + " unstable main"},
 		},
 		{
-			"buster's security suite", Host{Distribution: "debian", Codename: "buster"},
-			[]string{"deb http://example.org/security buster/updates main", "deb " + main + " buster main"}, nil,
+			"buster's security suite",
+			Host{Distribution: "debian", Codename: "buster"},
+			[]string{"deb http://example.org/security buster/updates main", "deb " + main + " buster main"},
+			nil,
 			[]string{"deb " + main + " buster main", "deb http://example.org/security buster/updates main"},
 		},
 		{
 			"another release after the own", debian,
-			[]string{"deb " + main + " sid main", "deb " + main + " bookworm main"}, nil,
+			[]string{"deb " + main + " sid main", "deb " + main + " bookworm main"},
+			nil,
 			[]string{"deb " + main + " bookworm main", "deb " + main + " sid main"},
 		},
 		{
@@ -330,7 +337,8 @@ func TestOwn(t *testing.T) {
 			[]string{
 				signed("deb http://example.org/docker bookworm stable", "/etc/apt/keyrings/docker.asc"),
 				signed("deb "+main+" bookworm main", debianKey),
-			}, nil,
+			},
+			nil,
 			[]string{"deb " + main + " bookworm main"},
 		},
 		{
@@ -340,17 +348,40 @@ func TestOwn(t *testing.T) {
 			[]string{"deb " + main + " bookworm main"},
 		},
 		{
-			"a derivative's parent", Host{Distribution: "raspbian", Like: []string{"debian"}, Codename: "bookworm"},
+			"a derivative's parent",
+			Host{Distribution: "raspbian", Like: []string{"debian"}, Codename: "bookworm"},
 			[]string{signed("deb "+main+" bookworm main", debianKey), "deb http://example.org/raspbian bookworm main"},
 			map[string]string{main + " bookworm": "Debian", "http://example.org/raspbian bookworm": "Raspbian"},
 			[]string{"deb " + main + " bookworm main", "deb http://example.org/raspbian bookworm main"},
+		},
+		{
+			"before the first update the suite alone does not tell beside the keyring", debian,
+			[]string{
+				"deb http://example.org/docker bookworm stable", signed("deb "+main+" bookworm main", debianKey),
+				"deb http://example.org/security bookworm-security main",
+			},
+			nil,
+			[]string{"deb " + main + " bookworm main", "deb http://example.org/security bookworm-security main"},
+		},
+		{
+			"nor beside the origin", debian,
+			[]string{"deb http://example.org/new bookworm main", "deb " + main + " bookworm main"},
+			map[string]string{main + " bookworm": "Debian"},
+			[]string{"deb " + main + " bookworm main"},
+		},
+		{
+			"several keyrings", debian,
+			[]string{signed("deb "+main+" bookworm main", "/srv/keys/site.gpg,"+debianKey)},
+			nil,
+			[]string{"deb " + main + " bookworm main"},
 		},
 		{
 			"other suites, flat repositories, discs", debian,
 			[]string{
 				"deb http://example.org/apt cloud-sdk-bookworm main", "deb http://example.org/node nodistro main", "deb file:/srv bookworm/",
 				"deb cdrom:[Debian]/ bookworm main", "deb " + main + " bookworm main",
-			}, nil,
+			},
+			nil,
 			[]string{"deb " + main + " bookworm main"},
 		},
 	}
@@ -426,11 +457,15 @@ func TestForSuite(t *testing.T) {
 		{"unstable", own, "unstable", []string{debian + " unstable"}},
 		{"only the main suite", own[:1], "trixie", []string{debian + " trixie"}},
 		{
-			"from buster", []Source{{URI: debian, Suite: "buster"}, {URI: security, Suite: "buster/updates"}}, "bullseye",
+			"from buster",
+			[]Source{{URI: debian, Suite: "buster"}, {URI: security, Suite: "buster/updates"}},
+			"bullseye",
 			[]string{debian + " bullseye", security + " bullseye-security"},
 		},
 		{
-			"Ubuntu", []Source{{URI: debian, Suite: "noble"}, {URI: debian, Suite: "noble-security"}, {URI: debian, Suite: "noble-proposed"}}, "jammy",
+			"Ubuntu",
+			[]Source{{URI: debian, Suite: "noble"}, {URI: debian, Suite: "noble-security"}, {URI: debian, Suite: "noble-proposed"}},
+			"jammy",
 			[]string{debian + " jammy", debian + " jammy-security"},
 		},
 	}
@@ -533,6 +568,9 @@ func TestReadHost(t *testing.T) {
 	assert.DeepEqual(t, ours, want)
 
 	writeFile(t, file("sources.list.d/z.list"), "deb file:/nowhere/z\n")
+	system, err := ReadSystem(t.Context())
+	assert.NilError(t, err)
+	assert.Equal(t, system.Distribution+" "+system.Architecture, h.Distribution+" "+h.Architecture)
 	_, err = ReadHost(t.Context())
 	assert.ErrorContains(t, err, "cannot find out the host's repositories: ")
 	assert.ErrorContains(t, err, file("sources.list.d/z.list"))

@@ -40,8 +40,12 @@ type Program struct {
 	Standalone func(operands []string) bool
 	// Run does the work and records it in the document.
 	Run func(context.Context, *Session) error
-	// Pass is called instead of Run when an earlier stage recorded an error.
+	// Pass is called instead of Run when an earlier stage recorded an error, and
+	// when a signal came while this one was waiting for its document.
 	Pass func(context.Context, *Session) error
+	// Fresh, with --check, looks at what a run without an earlier document of
+	// this stage needs.
+	Fresh func() error
 }
 
 // A Session is one run of a program.
@@ -111,6 +115,11 @@ func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.W
 		err = diag.WithHint(err, "%s", orDefault(diag.Hint(err), p.Name+" -h lists the flags"))
 		s.Msg.Error(err) // before stdin is read
 	}
+	if opts.check && err == nil && p.Fresh != nil {
+		if err = p.Fresh(); err != nil {
+			s.Msg.Error(err)
+		}
+	}
 	if opts.check {
 		return (&state.Document{Error: stageError(p.Name, err)}).ExitCode()
 	}
@@ -138,13 +147,15 @@ func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.W
 	}
 
 	if err == nil {
-		err = context.Cause(ctx)
-		if err == nil {
+		if err = context.Cause(ctx); err == nil {
 			err = dispatch(ctx, p, s)
+		} else if p.Pass != nil {
+			// The signal was for the stage before; what it left is dealt with.
+			err = errors.Join(err, p.Pass(context.WithoutCancel(ctx), s))
 		}
 		if err != nil {
-			if cause := context.Cause(ctx); cause != nil {
-				err = errors.Join(cause)
+			if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+				err = cause // whatever it broke off
 			}
 			s.Msg.Error(err)
 		}
@@ -184,7 +195,7 @@ func stageError(stage string, err error) *state.Error {
 	case errors.As(err, &usage):
 		kind = state.KindUsage
 	}
-	return &state.Error{Stage: stage, Kind: kind, Message: err.Error(), Hint: diag.Hint(err)}
+	return &state.Error{Stage: stage, Kind: kind, Message: strings.ReplaceAll(err.Error(), "\n", "; "), Hint: diag.Hint(err)}
 }
 
 // handOn writes the document: first the copy in the tree, which is what is left
@@ -212,7 +223,7 @@ func keepCopy(s *Session, raw []byte) string {
 		return ""
 	}
 	path := s.Copy()
-	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+	if _, err := os.Stat(filepath.Join(s.Doc.Tree.Path, "dkms2bin-tree")); err != nil {
 		return "" // no such tree
 	}
 	if err := renameio.WriteFile(path, raw, 0o644); err != nil {

@@ -119,7 +119,8 @@ func closed(t testing.TB) *os.File {
 
 func encode(t testing.TB, doc *state.Document) string {
 	t.Helper()
-	raw, err := doc.Encode()
+	d := *doc // which is shared, and Encode sets its version
+	raw, err := d.Encode()
 	assert.NilError(t, err)
 	return string(raw)
 }
@@ -206,7 +207,7 @@ func TestWrongUsage(t *testing.T) {
 			var c call
 			p := recorder(&c, nil)
 			p.Check = func([]string) error { return tt.check }
-			before := &state.Document{Packages: []state.Package{{Request: "kept"}}, Builds: []state.Build{{Status: state.Failed}}}
+			before := &state.Document{Version: 1, Packages: []state.Package{{Request: "kept"}}, Builds: []state.Build{{Status: state.Failed}}}
 			res := run(t, p, encode(t, before), tt.args...)
 			assert.Equal(t, res.code, 2, res.stderr)
 			assert.Assert(t, strings.HasPrefix(res.stderr, "recorder: error: "), res.stderr)
@@ -385,6 +386,13 @@ func TestRun(t *testing.T) {
 			stderr: "recorder: error: cannot begin: no tree in it\n",
 		},
 		{
+			name:  "several errors, which are one line of the document",
+			run:   func(context.Context, *Session) error { return errors.Join(errors.New("one"), errors.New("two")) },
+			after: state.Document{Error: &state.Error{Stage: "recorder", Kind: state.KindFailed, Message: "one; two"}},
+			code:  1, ran: true,
+			stderr: "recorder: error: one\ntwo\n",
+		},
+		{
 			name: "failed modules",
 			run: func(_ context.Context, s *Session) error {
 				s.Doc.Builds = []state.Build{{Status: state.Built}, {Status: state.Failed}}
@@ -522,6 +530,21 @@ func TestCheckOnly(t *testing.T) {
 	}
 }
 
+// What a run needs besides right flags is looked at only when it is asked for.
+func TestCheckOfAFreshRun(t *testing.T) {
+	t.Parallel()
+	var c call
+	p := recorder(&c, nil)
+	p.Fresh = func() error { return Required("out-dir", c.flags.OutDir) }
+	res := run(t, p, "", "--check")
+	assert.Equal(t, res, result{code: 2, stderr: "recorder: error: --out-dir is required\n"})
+	res = run(t, p, "", "--check", "--out-dir", "D")
+	assert.Equal(t, res, result{})
+	c.flags = flags{}
+	assert.Equal(t, run(t, p, empty).code, 0)
+	assert.Assert(t, c.ran)
+}
+
 func TestTerminalAsStdin(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{nil, {"--bogus"}} {
@@ -567,6 +590,7 @@ func TestCopy(t *testing.T) {
 	tree := func(t *testing.T) *state.Document {
 		dir := t.TempDir()
 		assert.NilError(t, os.Mkdir(filepath.Join(dir, "documents"), 0o755))
+		assert.NilError(t, os.WriteFile(filepath.Join(dir, "dkms2bin-tree"), nil, 0o644))
 		return &state.Document{Version: 1, Tree: &state.Tree{Path: dir}}
 	}
 	copies := func(t *testing.T, doc *state.Document) []string {
@@ -633,10 +657,21 @@ func TestCopy(t *testing.T) {
 		_, err := os.Stat(doc.Tree.Path)
 		assert.ErrorIs(t, err, os.ErrNotExist)
 	})
+	t.Run("nor in what is no tree", func(t *testing.T) {
+		t.Parallel()
+		doc := tree(t)
+		assert.NilError(t, os.Remove(filepath.Join(doc.Tree.Path, "dkms2bin-tree")))
+		var c call
+		res := run(t, recorder(&c, nil), encode(t, doc))
+		assert.Equal(t, res.code, 0)
+		assert.Equal(t, res.stderr, "")
+		assert.Equal(t, len(copies(t, doc)), 0)
+	})
 	t.Run("it cannot be kept", func(t *testing.T) {
 		t.Parallel()
 		doc := &state.Document{Tree: &state.Tree{Path: t.TempDir()}}
 		assert.NilError(t, os.WriteFile(filepath.Join(doc.Tree.Path, "documents"), nil, 0o644))
+		assert.NilError(t, os.WriteFile(filepath.Join(doc.Tree.Path, "dkms2bin-tree"), nil, 0o644))
 		var c call
 		res := run(t, recorder(&c, nil), encode(t, doc))
 		assert.Equal(t, res.code, 0)

@@ -32,11 +32,20 @@ var roles = map[string]Program{
 		s.Doc.Packages = append(s.Doc.Packages, state.Package{Name: "cleaned up"})
 		return errors.New("exit status 1, which is of no interest")
 	}},
+	// cleaner cleans up after others.
+	"cleaner": {
+		Name: "cleaner",
+		Run:  func(context.Context, *Session) error { return errors.New("not reached") },
+		Pass: func(ctx context.Context, s *Session) error {
+			s.Doc.Packages = append(s.Doc.Packages, state.Package{Name: "cleaned up"})
+			return ctx.Err()
+		},
+	},
 	// deaf works on, whatever it is told.
 	"deaf": {Name: "deaf", Run: func(context.Context, *Session) error {
 		_, err := os.Stderr.WriteString("begun\n")
 		if err == nil {
-			time.Sleep(time.Hour)
+			time.Sleep(20 * time.Second)
 		}
 		return err
 	}},
@@ -157,6 +166,35 @@ func TestSignalToAllStages(t *testing.T) {
 	assert.Equal(t, code, 130)
 	assert.DeepEqual(t, result{stdout: p.stdout.String()}.document(t).Error,
 		&state.Error{Stage: "mkchroot", Kind: state.KindInterrupted, Message: "m"})
+}
+
+// What a signal to the whole pipe leaves is cleaned up by the stage that does so
+// after an error, whether the stage before has told of one or had just ended.
+func TestSignalBeforeTheDocumentToBePassedOn(t *testing.T) {
+	t.Parallel()
+	before := &state.Error{Stage: "mkchroot", Kind: state.KindInterrupted, Message: "m"}
+	for name, tt := range map[string]struct {
+		stdin string
+		want  *state.Error
+	}{
+		"of an interrupted stage": {`"version":1,"error":{"stage":"mkchroot","kind":"interrupted","message":"m"}}`, before},
+		"of one that was done":    {`"version":1}`, &state.Error{Stage: "cleaner", Kind: state.KindInterrupted, Message: "interrupted by SIGINT"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := start(t, "cleaner")
+			_, err := io.WriteString(p.stdin, "{")
+			assert.NilError(t, err)
+			p.waits(t)
+			assert.NilError(t, p.Process.Signal(unix.SIGINT))
+			time.Sleep(50 * time.Millisecond)
+			p.give(t, tt.stdin)
+			code, _ := p.end(t)
+			assert.Equal(t, code, 130)
+			assert.DeepEqual(t, result{stdout: p.stdout.String()}.document(t),
+				&state.Document{Version: 1, Packages: []state.Package{{Name: "cleaned up"}}, Error: tt.want})
+		})
+	}
 }
 
 func TestSignalDuringRun(t *testing.T) {

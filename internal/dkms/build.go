@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -92,11 +93,8 @@ func Build(ctx context.Context, b BuildSpec) (res Result, err error) {
 	if len(makeLog) > 0 {
 		fmt.Fprintf(log, "\n# make.log\n%s", makeLog)
 	}
-	switch {
-	case errors.Is(runErr, ErrTimeout) && ctx.Err() == nil:
-		return Result{Outcome: OutcomeFailed, Reason: fmt.Sprintf("timed out after %s", b.Timeout)}, nil
-	case runErr != nil:
-		return res, runErr
+	if runErr != nil {
+		return b.stopped(ctx, runErr)
 	}
 	if !found {
 		if reason, ok := Skipped(code, out.String()); ok {
@@ -116,19 +114,34 @@ func Build(ctx context.Context, b BuildSpec) (res Result, err error) {
 	fmt.Fprintln(log)
 	out.Reset()
 	code, runErr = run("dkms", "mktarball", b.Module.Name+"/"+b.Module.Version, "-k", b.Kernel, "--binaries-only")
-	switch {
-	case errors.Is(runErr, ErrTimeout) && ctx.Err() == nil:
-		return Result{Outcome: OutcomeFailed, Reason: fmt.Sprintf("timed out after %s", b.Timeout)}, nil
-	case runErr != nil:
-		return res, runErr
+	if runErr != nil {
+		return b.stopped(ctx, runErr)
 	}
-	if err := saveTarball(layer, b.Module, b.Archive); err != nil {
+	var odd *oddError
+	switch err := saveTarball(layer, b.Module, b.Archive); {
+	case errors.As(err, &odd):
+		reason := odd.Error()
 		if errors.Is(err, fs.ErrNotExist) {
-			return Result{Outcome: OutcomeFailed, Reason: fmt.Sprintf("dkms mktarball made no archive (exit status %d): %s", code, Reason("", out.String()))}, nil
+			reason = Reason("", out.String())
 		}
+		return Result{Outcome: OutcomeFailed, Reason: fmt.Sprintf("dkms mktarball made no archive (exit status %d): %s", code, reason)}, nil
+	case err != nil:
 		return res, err
 	}
 	return Result{Outcome: OutcomeBuilt}, nil
+}
+
+// stopped says what came of a build whose command could not come to its end.
+func (b BuildSpec) stopped(ctx context.Context, runErr error) (Result, error) {
+	switch {
+	case ctx.Err() != nil:
+		return Result{}, runErr
+	case errors.Is(runErr, ErrTimeout):
+		return Result{Outcome: OutcomeFailed, Reason: fmt.Sprintf("timed out after %s", b.Timeout)}, nil
+	case errors.Is(runErr, sandbox.ErrDied):
+		return Result{Outcome: OutcomeFailed, Reason: "its sandbox was killed: it did that itself, or memory was short"}, nil
+	}
+	return Result{}, runErr
 }
 
 // bounded passes the first bytes on and drops the rest.
@@ -154,20 +167,23 @@ func findModules(layer *os.Root, m Module, kver string) (names []string, found b
 		return nil, false
 	}
 	for _, arch := range archs {
-		files, err := fs.Glob(layer.FS(), path.Join(globQuote(base), globQuote(arch), "module", "*.ko*"))
+		files, err := readDir(layer, path.Join(base, arch, "module"))
 		if err != nil {
 			continue
 		}
 		for _, f := range files {
-			names = append(names, path.Base(f))
+			if strings.Contains(f.Name(), ".ko") {
+				names = append(names, f.Name())
+			}
 		}
 	}
 	return names, len(names) > 0
 }
 
-var globQuote = strings.NewReplacer(`*`, `\*`, `?`, `\?`, `[`, `\[`, `\`, `\\`).Replace
-
-const maxLog = 64 << 20
+const (
+	maxLog     = 64 << 20
+	maxArchive = 4 << 30 // the largest real ones have 0.1 GB
+)
 
 // readMakeLog returns what make printed: beside the result, or, when it failed,
 // in the build directory.
@@ -180,7 +196,7 @@ func readMakeLog(layer *os.Root, m Module, kver string) []byte {
 		}
 	}
 	for _, p := range paths {
-		if f, err := layer.Open(p); err == nil {
+		if f, err := openRegular(layer, p); err == nil {
 			text, _ := io.ReadAll(io.LimitReader(f, maxLog))
 			f.Close()
 			return text
@@ -189,25 +205,50 @@ func readMakeLog(layer *os.Root, m Module, kver string) []byte {
 	return nil
 }
 
+// An oddError is something in the layer that the build made, or did not make,
+// and dkms would not.
+type oddError struct{ err error }
+
+func (e *oddError) Error() string { return tidy(e.err.Error()) }
+func (e *oddError) Unwrap() error { return e.err }
+
+// odd makes an oddError of what went wrong in the layer, unless the machine is
+// to blame.
+func odd(err error) error {
+	for _, host := range []error{syscall.EIO, syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ESTALE} {
+		if errors.Is(err, host) {
+			return err
+		}
+	}
+	return &oddError{err}
+}
+
 // saveTarball copies the one archive that dkms mktarball left out of the layer.
 func saveTarball(layer *os.Root, m Module, to string) error {
 	dir := path.Join(state, m.Name, m.Version, "tarball")
-	entries, err := fs.ReadDir(layer.FS(), dir)
+	entries, err := readDir(layer, dir)
 	if err != nil {
-		return err
+		return odd(err)
 	}
 	for _, e := range entries {
 		if !e.Type().IsRegular() || !strings.HasSuffix(e.Name(), ".tar.gz") {
 			continue
 		}
-		from, err := layer.Open(path.Join(dir, e.Name()))
+		from, err := openRegular(layer, path.Join(dir, e.Name()))
+		if err != nil {
+			return odd(err)
+		}
+		defer from.Close()
+		info, err := from.Stat()
 		if err != nil {
 			return err
 		}
-		defer from.Close()
+		if info.Size() > maxArchive {
+			return odd(fmt.Errorf("%s has %d bytes, more than any archive", e.Name(), info.Size()))
+		}
 		return copyTo(to, from)
 	}
-	return &fs.PathError{Op: "find an archive in", Path: dir, Err: fs.ErrNotExist}
+	return odd(&fs.PathError{Op: "find an archive in", Path: dir, Err: fs.ErrNotExist})
 }
 
 // copyTo writes a file that appears whole.

@@ -12,8 +12,10 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // A Module is a module as dkms knows it: one dkms.conf.
@@ -71,8 +73,14 @@ func Add(ctx context.Context, spec sandbox.Spec, log io.Writer, dirs ...string) 
 // state is dkms's own directory, relative to the root.
 const state = "var/lib/dkms"
 
+// saneName fits what may be a module's name or version: they become parts of
+// paths, of command lines, of messages and of the document, and any package can
+// make directories below /var/lib/dkms.
+var saneName = regexp.MustCompile(`^[A-Za-z0-9._+~:#][A-Za-z0-9._+~:#-]{0,127}$`)
+
 // Added lists what is registered in a layer: dkms makes a link "source" in
-// /var/lib/dkms/MODULE/VERSION.
+// /var/lib/dkms/MODULE/VERSION. A name that no module can sanely have is an
+// error.
 func Added(layer string) ([]Module, error) {
 	root, err := os.OpenRoot(layer)
 	if err != nil {
@@ -91,6 +99,11 @@ func Added(layer string) ([]Module, error) {
 		}
 		for _, version := range versions {
 			if _, err := root.Lstat(path.Join(state, name, version, "source")); err == nil {
+				for _, s := range []string{name, version} {
+					if !saneName.MatchString(s) {
+						return nil, fmt.Errorf("%q is not usable as the name or version of a module", s)
+					}
+				}
 				modules = append(modules, Module{name, version})
 			}
 		}
@@ -98,8 +111,37 @@ func Added(layer string) ([]Module, error) {
 	return modules, nil
 }
 
+// readDir lists a directory, sorted by name.
+func readDir(root *os.Root, dir string) (entries []fs.DirEntry, err error) {
+	// Without O_NONBLOCK a fifo in its place would make us wait for ever.
+	f, err := root.OpenFile(dir, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	entries, err = f.ReadDir(-1)
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return entries, err
+}
+
+// openRegular opens a file for reading, if it is a regular one.
+func openRegular(root *os.Root, name string) (*os.File, error) {
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 func subdirs(root *os.Root, dir string) ([]string, error) {
-	entries, err := fs.ReadDir(root.FS(), dir)
+	entries, err := readDir(root, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -66,7 +66,7 @@ func run(m *testing.M) int {
 			code = 1
 		}
 	}
-	for _, left := range leftBehind() {
+	for _, left := range leftBehind(workDir) {
 		fmt.Fprintln(os.Stderr, "e2e: left behind:", left)
 		code = 1
 	}
@@ -78,21 +78,73 @@ func run(m *testing.M) int {
 }
 
 // leftBehind lists trees, mounts and sandbox processes that should be gone.
-func leftBehind() []string {
+func leftBehind(work string) []string {
 	var left []string
-	if trees, err := os.ReadDir(filepath.Join(workDir, "trees")); err == nil {
+	if trees, err := os.ReadDir(filepath.Join(work, "trees")); err == nil {
 		for _, t := range trees {
 			left = append(left, "tree "+t.Name())
 		}
 	}
 	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
 		for line := range strings.Lines(string(mounts)) {
-			if strings.Contains(line, workDir) {
+			if strings.Contains(line, work) {
 				left = append(left, "mount "+strings.TrimSpace(line))
 			}
 		}
 	}
-	return append(left, processes("dkms2bin-sandbox-init")...)
+	for _, exe := range executables() {
+		if strings.HasPrefix(exe, bin+"/") {
+			left = append(left, "process of "+exe)
+		}
+	}
+	return left
+}
+
+// executables lists what all processes run.
+func executables() []string {
+	var found []string
+	links, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, l := range links {
+		if exe, err := os.Readlink(l); err == nil {
+			found = append(found, exe)
+		}
+	}
+	return found
+}
+
+// descendants lists the command lines of a process's children and theirs.
+func descendants(pid int) []string {
+	children := map[int][]int{}
+	lines := map[int]string{}
+	files, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		var child, parent int
+		var status string
+		after := text[bytes.LastIndexByte(text, ')')+1:]
+		if _, err := fmt.Sscan(string(after), &status, &parent); err != nil {
+			continue
+		}
+		if _, err := fmt.Sscan(string(text), &child); err != nil {
+			continue
+		}
+		children[parent] = append(children[parent], child)
+		line, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cmdline"))
+		lines[child] = strings.ReplaceAll(string(line), "\x00", " ")
+	}
+	var found []string
+	var walk func(int)
+	walk = func(p int) {
+		for _, c := range children[p] {
+			found = append(found, lines[c])
+			walk(c)
+		}
+	}
+	walk(pid)
+	return found
 }
 
 // processes lists those whose command line contains text.

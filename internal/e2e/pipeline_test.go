@@ -4,12 +4,15 @@ package e2e
 
 import (
 	"dkms2bin/internal/state"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 )
 
@@ -212,4 +215,192 @@ func TestMakefile(t *testing.T) {
 	text, err = run()
 	assert.NilError(t, err)
 	assert.Assert(t, !strings.Contains(text, "dkmsbuild"), "there was nothing to do: %s", text)
+}
+
+// stub stands for each program of the Makefile. PROGRAM.code in the directory
+// above is its exit code, PROGRAM.builds the builds that it adds, PROGRAM.kill has
+// it end the group as Ctrl-C does, and calls lists what was run on which input.
+const stub = `#!/bin/sh
+program=${0##*/}
+cd "${0%/bin/*}" || exit
+code=$(cat "$program.code" 2>/dev/null) || code=0
+case $program in
+mkchroot)
+	tree=$(mktemp -d "$PWD/trees/XXXXXX")
+	echo "mkchroot" >>calls
+	input="{\"tree\": {\"path\": \"$tree\"}}"
+	;;
+rmchroot)
+	echo "rmchroot" >>calls
+	[ -d "$1" ] || exit 2
+	[ "$code" -ne 0 ] || rm -r "$1"
+	exit "$code"
+	;;
+repoindex)
+	input='{"index": {"left_out": []}}'
+	;;
+*)
+	input=$(cat)
+	echo "$program $(printf %s "$input" | jq -r '[.builds[]?.reason] | join(" ")')" >>calls
+	;;
+esac
+builds=$(cat "$program.builds" 2>/dev/null) || builds='[]'
+printf %s "$input" | jq --argjson b "$builds" '.builds += $b'
+[ ! -e "$program.kill" ] || { rm "$program.kill"; kill -INT 0; sleep 1; exit 130; }
+exit "$code"
+`
+
+// TestMakefileStates: whatever a run left behind, the next one goes on from it,
+// and no tree is forgotten.
+func TestMakefileStates(t *testing.T) {
+	t.Parallel()
+	const failed = `[{"package": "p-dkms", "kernel": "k", "status": "failed", "reason": "%s"}]`
+	type makefile struct {
+		set   func(name, text string) // writes a file of the stub; without text it goes
+		run   func(code int, goals ...string) string
+		calls func() string // since the last time
+		trees func() int
+		state func(name string) string // path of a document
+	}
+	for _, row := range []struct {
+		name string
+		test func(t *testing.T, m makefile)
+	}{
+		{"nothing failed", func(t *testing.T, m makefile) {
+			m.run(0)
+			assert.Equal(t, m.calls(), "mkchroot\ndkmsbuild \ndebextract \n")
+			m.run(0)
+			assert.Equal(t, m.calls(), "")
+			m.run(0, "clean")
+			assert.Equal(t, m.trees(), 0)
+		}},
+		{"what failed is tried and exported each time", func(t *testing.T, m makefile) {
+			m.set("dkmsbuild.code", "3")
+			m.set("dkmsbuild.builds", fmt.Sprintf(failed, "one"))
+			m.set("debextract.code", "3")
+			assert.Assert(t, strings.Contains(m.run(2), "failed: p-dkms for k: one\n"))
+			m.calls()
+			m.set("dkmsbuild.builds", fmt.Sprintf(failed, `two\nlines`))
+			text := m.run(2)
+			assert.Assert(t, strings.Contains(text, "failed: p-dkms for k: one\nfailed: p-dkms for k: two lines\n"), text)
+			assert.Equal(t, m.calls(), "dkmsbuild one\ndebextract one two\nlines\n")
+		}},
+		{"left out of the index", func(t *testing.T, m makefile) {
+			m.set("repoindex.code", "3")
+			m.run(0)
+			_, err := os.Stat(m.state("index.json"))
+			assert.NilError(t, err)
+			m.set("repoindex.code", "1")
+			m.run(2)
+			_, err = os.Stat(m.state("index.json"))
+			assert.NilError(t, err)
+		}},
+		{"the chroot fails", func(t *testing.T, m makefile) {
+			m.set("mkchroot.code", "1")
+			m.run(2)
+			assert.Equal(t, m.calls(), "mkchroot\nrmchroot\n")
+			assert.Equal(t, m.trees(), 0)
+		}},
+		{"Ctrl-C while the chroot is made", func(t *testing.T, m makefile) {
+			m.set("mkchroot.kill", "yes")
+			m.run(-1)
+			assert.Equal(t, m.calls(), "mkchroot\nrmchroot\n")
+			assert.Equal(t, m.trees(), 0)
+		}},
+		{"the chroot of a run that died", func(t *testing.T, m makefile) {
+			m.run(0)
+			assert.NilError(t, os.Rename(m.state("tree.json"), m.state("tree.json.new")))
+			m.calls()
+			m.set("rmchroot.code", "1") // in use
+			m.run(2)
+			m.run(2, "clean")
+			assert.Equal(t, m.calls(), "rmchroot\nrmchroot\n")
+			m.set("rmchroot.code", "")
+			m.run(0)
+			assert.Equal(t, m.calls(), "rmchroot\nmkchroot\ndkmsbuild \ndebextract \n")
+			assert.Equal(t, m.trees(), 1)
+			assert.NilError(t, os.Rename(m.state("tree.json"), m.state("tree.json.new")))
+			m.run(0, "clean")
+			assert.Equal(t, m.trees(), 0)
+		}},
+		{"clean without a tree", func(t *testing.T, m makefile) {
+			m.run(0)
+			m.set("trees", "")
+			m.run(0, "clean")
+			_, err := os.Stat(m.state(""))
+			assert.ErrorIs(t, err, os.ErrNotExist)
+			m.run(0, "clean")
+		}},
+		{"a build document of another tree", func(t *testing.T, m makefile) {
+			m.set("dkmsbuild.builds", `[{"status": "built", "reason": "old"}]`)
+			m.run(0)
+			assert.NilError(t, os.Remove(m.state("tree.json")))
+			m.calls()
+			m.run(0)
+			assert.Equal(t, m.calls(), "mkchroot\ndkmsbuild \ndebextract old\n")
+		}},
+		{"what was built before an error", func(t *testing.T, m makefile) {
+			m.set("dkmsbuild.builds", `[{"status": "built", "reason": "good"}]`)
+			m.set("dkmsbuild.code", "1")
+			m.run(2)
+			m.set("dkmsbuild.kill", "yes")
+			m.run(-1)
+			m.set("dkmsbuild.code", "")
+			m.calls()
+			m.run(0)
+			assert.Equal(t, m.calls(), "dkmsbuild good good\ndebextract good good good\n")
+			// What was cut off is worth nothing.
+			assert.NilError(t, os.WriteFile(m.state("build-k.json.new"), []byte(`{"tree": {`), 0o644))
+			assert.NilError(t, os.Chtimes(m.state("tree.json"), time.Time{}, time.Now()))
+			m.run(0)
+			assert.Equal(t, m.calls(), "dkmsbuild good good good\ndebextract good good good good\n")
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			for _, d := range []string{"bin", "trees"} {
+				assert.NilError(t, os.Mkdir(filepath.Join(dir, d), 0o755))
+			}
+			for _, p := range []string{"mkchroot", "dkmsbuild", "debextract", "repoindex", "rmchroot"} {
+				assert.NilError(t, os.WriteFile(filepath.Join(dir, "bin", p), []byte(stub), 0o755))
+			}
+			row.test(t, makefile{
+				set: func(name, text string) {
+					path := filepath.Join(dir, name)
+					if text == "" {
+						assert.NilError(t, os.RemoveAll(path))
+						return
+					}
+					assert.NilError(t, os.WriteFile(path, []byte(text), 0o644))
+				},
+				run: func(code int, goals ...string) string {
+					cmd := exec.Command("make", append([]string{"-f", filepath.Join(scripts, "dkms2bin.mk"), "BIN=" + dir + "/bin/",
+						"DKMS=p-dkms", "KVERS=k", "OUT_DIR=" + dir + "/out"}, goals...)...)
+					cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+					text, err := cmd.CombinedOutput()
+					t.Logf("%s%v", text, err)
+					assert.Equal(t, cmd.ProcessState.ExitCode(), code) // -1: by a signal
+					return string(text)
+				},
+				calls: func() string {
+					path := filepath.Join(dir, "calls")
+					text, err := os.ReadFile(path)
+					if err == nil {
+						err = os.Remove(path)
+					}
+					if !os.IsNotExist(err) {
+						assert.NilError(t, err)
+					}
+					return string(text)
+				},
+				trees: func() int {
+					trees, err := filepath.Glob(filepath.Join(dir, "trees", "*"))
+					assert.NilError(t, err)
+					return len(trees)
+				},
+				state: func(name string) string { return filepath.Join(dir, "out", "state", name) },
+			})
+		})
+	}
 }

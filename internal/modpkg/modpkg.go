@@ -62,7 +62,14 @@ func (s Spec) base() string {
 
 // Name is the name of the package.
 func (s Spec) Name() string {
-	return s.base() + "-" + strings.ToLower(strings.ReplaceAll(s.Kernel, "_", "-"))
+	return s.base() + "-" + s.kernelName()
+}
+
+// kernelName is the release as it stands in packages' names, where there are
+// neither capitals nor underscores: Debian and the kernel's own deb-pkg write
+// them so too.
+func (s Spec) kernelName() string {
+	return strings.ToLower(strings.ReplaceAll(s.Kernel, "_", "-"))
 }
 
 var numberedPart = regexp.MustCompile(`^[0-9][0-9.]*`)
@@ -100,9 +107,9 @@ func upstreamVersion(v string) string {
 // images are the packages that ship the kernel, the usual one first. Debian and
 // Ubuntu name the unsigned one differently.
 func (s Spec) images() []string {
-	signed := "linux-image-" + s.Kernel
+	signed := "linux-image-" + s.kernelName()
 	if s.Distribution == "ubuntu" {
-		return []string{signed, "linux-image-unsigned-" + s.Kernel}
+		return []string{signed, "linux-image-unsigned-" + s.kernelName()}
 	}
 	return []string{signed, signed + "-unsigned"}
 }
@@ -300,7 +307,8 @@ func (s Spec) copyright(source string) []byte {
 var signOff = regexp.MustCompile(`(?m)^ -- .*>  ?(.*)$`)
 
 // ChangelogTime is the date of the newest entry of a Debian changelog, or the
-// zero time. See deb-changelog(5).
+// zero time: also for years that no file can have been packaged in, and that
+// ar(5) and tar(5) may have no room for. See deb-changelog(5).
 func ChangelogTime(changelog []byte) time.Time {
 	m := signOff.FindSubmatch(changelog)
 	if m == nil {
@@ -308,7 +316,10 @@ func ChangelogTime(changelog []byte) time.Time {
 	}
 	for _, layout := range []string{"Mon, _2 Jan 2006 15:04:05 -0700", "Mon, 2 Jan 2006 15:04:05 -0700"} {
 		if t, err := time.Parse(layout, strings.TrimSpace(string(m[1]))); err == nil {
-			return t.UTC()
+			if t = t.UTC(); t.Year() < 1980 || t.Year() > 2100 {
+				return time.Time{}
+			}
+			return t
 		}
 	}
 	return time.Time{}

@@ -3,6 +3,7 @@ package modpkg
 import (
 	"bytes"
 	"compress/gzip"
+	"dkms2bin/internal/deb"
 	"errors"
 	"fmt"
 	"io"
@@ -14,8 +15,6 @@ import (
 	"time"
 
 	"gotest.tools/v3/assert"
-
-	"dkms2bin/internal/deb"
 )
 
 // loopback is a package as debextract asks for it, on bookworm.
@@ -264,6 +263,20 @@ func TestComposeFromASourceDirectory(t *testing.T) {
 	assert.Equal(t, strings.Join(s.Files, " "), before)
 }
 
+// Releases may have what packages' names may not.
+func TestImageNames(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ distribution, want string }{
+		{"debian", "linux-image-6.12.117+deb13-rt-site-2 | linux-image-6.12.117+deb13-rt-site-2-unsigned"},
+		{"ubuntu", "linux-image-6.12.117+deb13-rt-site-2 | linux-image-unsigned-6.12.117+deb13-rt-site-2"},
+	} {
+		s := with(loopback(t), func(s *Spec) { s.Kernel, s.Distribution = "6.12.117+deb13-RT-Site_2", tt.distribution })
+		p, files := compose(t, s)
+		assert.Equal(t, p.Control.Get("Depends"), tt.want)
+		assert.Equal(t, files["/lib/modules/6.12.117+deb13-RT-Site_2/updates/dkms/v4l2loopback.ko"], "the module")
+	}
+}
+
 func TestComposeRefuses(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -324,6 +337,13 @@ func TestChangelogTime(t *testing.T) {
 		{"not a date", entry("yesterday"), time.Time{}},
 		{"no sign-off", "x (1) unstable; urgency=medium\n\n  * -- not > one\n", time.Time{}},
 		{"a > in the text", "  * a > b\n" + entry("Sun, 02 Jul 2023 08:00:00 +0000"), time.Date(2023, 7, 2, 8, 0, 0, 0, time.UTC)},
+		{"the first day", entry("Tue, 01 Jan 1980 00:00:00 +0000"), time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC)},
+		{"before there was Debian", entry("Tue, 01 Jan 1980 00:30:00 +0100"), time.Time{}},
+		{"the epoch", entry("Thu, 01 Jan 1970 00:00:00 +0000"), time.Time{}},
+		{"before the epoch", entry("Wed, 31 Dec 1969 23:00:00 +0000"), time.Time{}},
+		{"the last day", entry("Fri, 31 Dec 2100 23:59:59 +0000"), time.Date(2100, 12, 31, 23, 59, 59, 0, time.UTC)},
+		{"far ahead", entry("Sat, 01 Jan 2101 00:00:00 +0000"), time.Time{}},
+		{"more than ar holds", entry("Fri, 31 Dec 9999 23:59:59 +0000"), time.Time{}},
 		{"binary", "\x1f\x8b\x00\xff", time.Time{}},
 	}
 	for _, tt := range tests {

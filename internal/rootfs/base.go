@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +24,7 @@ type BaseSpec struct {
 	Mirror   string // the main repository, for debootstrap
 	Parts    []string
 	Keyring  string // that signs the main repository, for debootstrap; may be ""
+	Trusted  bool   // the main repository's signature is not checked, for debootstrap
 	Sources  []byte // all repositories, deb822 format, with keyrings of the host
 	Packages []string
 	AptConf  []byte // apt.conf(5), for the time of the run
@@ -72,23 +75,7 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) error 
 	case haveProgram("debootstrap"):
 		// debootstrap tries mknod, which only real root may.
 		run.RealRoot = true
-		script := `debootstrap --variant=minbase ${4:+--keyring="$4"} --components="$3" "$1" /tmp/base "$2"
-rm -f /tmp/base/etc/apt/sources.list
-cp /tmp/base.sources /tmp/base/etc/apt/sources.list.d/dkms2bin.sources
-cp /tmp/base.conf /tmp/base/etc/apt/apt.conf.d/90dkms2bin
-cp /tmp/base.dpkg /tmp/base/etc/dpkg/dpkg.cfg.d/dkms2bin
-cp -L /etc/resolv.conf /tmp/base/etc/resolv.conf
-keys=$(sed -n 's/^Signed-By: \(\/.*\)$/\1/p' /tmp/base.sources | sort -u)
-for key in $keys; do mkdir -p "/tmp/base$(dirname "$key")"; cp "$key" "/tmp/base$key"; done
-mount --bind /proc /tmp/base/proc
-trap 'umount /tmp/base/proc' EXIT
-printf '#!/bin/sh\nexit 101\n' >/tmp/base/usr/sbin/policy-rc.d
-chmod 755 /tmp/base/usr/sbin/policy-rc.d
-chroot /tmp/base apt-get update
-chroot /tmp/base apt-get -y dist-upgrade
-chroot /tmp/base apt-get -y install $5
-chroot /tmp/base apt-get clean`
-		run.Args = []string{"sh", "-ec", script, "sh", spec.Suite, spec.Mirror, strings.Join(spec.Parts, ","), spec.Keyring, strings.ReplaceAll(packages, ",", " ")}
+		run.Args = debootstrap(spec)
 	default:
 		return diag.WithHint(errors.New("neither mmdebstrap nor debootstrap is installed"), "apt-get install mmdebstrap")
 	}
@@ -111,6 +98,56 @@ chroot /tmp/base apt-get clean`
 		return fmt.Errorf("cannot make the base system: %w", err)
 	}
 	return nil
+}
+
+// debootstrap is the command that makes the base system in /tmp/base where there
+// is no mmdebstrap.
+func debootstrap(spec BaseSpec) []string {
+	script := `debootstrap --variant=minbase ${6:+--no-check-gpg} ${4:+--keyring="$4"} --components="$3" "$1" /tmp/base "$2"
+packages=$5
+shift 6
+rm -f /tmp/base/etc/apt/sources.list
+cp /tmp/base.sources /tmp/base/etc/apt/sources.list.d/dkms2bin.sources
+cp /tmp/base.conf /tmp/base/etc/apt/apt.conf.d/90dkms2bin
+cp /tmp/base.dpkg /tmp/base/etc/dpkg/dpkg.cfg.d/dkms2bin
+cp -L /etc/resolv.conf /tmp/base/etc/resolv.conf
+for key; do mkdir -p "/tmp/base${key%/*}"; cp "$key" "/tmp/base$key"; done
+for key in /etc/apt/trusted.gpg /etc/apt/trusted.gpg.d/*.gpg /etc/apt/trusted.gpg.d/*.asc; do
+	if [ -r "$key" ] && [ ! -e "/tmp/base$key" ]; then cp "$key" "/tmp/base$key"; fi
+done
+mount --bind /proc /tmp/base/proc
+trap 'umount /tmp/base/proc' EXIT
+printf '#!/bin/sh\nexit 101\n' >/tmp/base/usr/sbin/policy-rc.d
+chmod 755 /tmp/base/usr/sbin/policy-rc.d
+chroot /tmp/base apt-get update
+chroot /tmp/base apt-get -y dist-upgrade
+chroot /tmp/base apt-get -y install $packages
+chroot /tmp/base apt-get clean`
+	trusted := ""
+	if spec.Trusted {
+		trusted = "yes"
+	}
+	return append([]string{
+		"sh", "-ec", script, "sh", spec.Suite, spec.Mirror, strings.Join(spec.Parts, ","), spec.Keyring, strings.Join(spec.Packages, " "), trusted,
+	}, keyrings(spec.Sources)...)
+}
+
+// keyrings lists the files that sources name as keyrings, sources.list(5): there
+// may be several to a repository, separated by blanks or commas.
+func keyrings(sources []byte) []string {
+	var files []string
+	for line := range strings.Lines(string(sources)) {
+		value, ok := strings.CutPrefix(line, "Signed-By:")
+		if !ok {
+			continue
+		}
+		for _, word := range strings.FieldsFunc(value, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }) {
+			if strings.HasPrefix(word, "/") && !slices.Contains(files, word) {
+				files = append(files, word)
+			}
+		}
+	}
+	return files
 }
 
 // baseReason picks the lines that say why: apt's and the tool's own errors.

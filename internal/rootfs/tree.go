@@ -234,6 +234,11 @@ func (t *Tree) HasLayer(name string) bool {
 	return name != "" && err == nil && info.IsDir()
 }
 
+// RemoveLayer removes a layer that no document names.
+func (t *Tree) RemoveLayer(name string) error {
+	return removeAll(filepath.Join(t.Path, "layers"), name)
+}
+
 // Record makes and returns the directory of a record.
 func (t *Tree) Record(name string) (string, error) {
 	dir := filepath.Join(t.Path, "records", name)

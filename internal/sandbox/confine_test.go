@@ -292,3 +292,17 @@ func TestWorkingDirectoryAndUmask(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, out, "/\n")
 }
+
+// TestInheritedDescriptors: what the caller's shell left open does not reach the
+// command.
+func TestInheritedDescriptors(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	cmd := child(b, "run", "sh", "-c", "ls /proc/self/fd; if [ -e /proc/self/fd/9 ]; then exit 9; fi")
+	dir, err := os.Open("/")
+	assert.NilError(t, err)
+	defer dir.Close()
+	cmd.ExtraFiles = []*os.File{dir, dir, dir, dir, dir, dir, dir} // 3 to 9
+	out, err := cmd.CombinedOutput()
+	assert.NilError(t, err, "%s", out)
+}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -48,9 +50,14 @@ func Init() {
 }
 
 func enter(rep *report) error {
-	for _, fd := range []int{fdConfig, fdStatus, fdLife} {
-		unix.CloseOnExec(fd)
+	// Whatever else was open in the process that called the program would lead
+	// the command out of the sandbox.
+	if err := unix.CloseRange(fdConfig, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("cannot close inherited descriptors (Linux 5.11 is needed): %w", err)
 	}
+	// The command may be a hostile one, and has the right to signal this process.
+	// Ignored signals would stay ignored in the command; caught ones do not.
+	signal.Notify(make(chan os.Signal, 1))
 	// The configuration comes after the identity maps have been written.
 	raw, err := io.ReadAll(os.NewFile(fdConfig, "config"))
 	if err != nil {
@@ -188,7 +195,7 @@ func runCommand(conf config, rep *report) error {
 	}
 	attr := &syscall.ProcAttr{Dir: conf.Dir, Env: conf.Env, Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{}}
 	if conf.Terminal {
-		attr.Sys.Setpgid, attr.Sys.Foreground, attr.Sys.Ctty = true, true, 0
+		attr.Sys.Setsid, attr.Sys.Setctty, attr.Sys.Ctty = true, true, 0
 	}
 	pid, err := syscall.ForkExec(path, conf.Args, attr)
 	if err != nil {

@@ -85,8 +85,9 @@ type Spec struct {
 	// RealRoot leaves the user namespace out, for the one program that insists
 	// on making device nodes. Only for trusted programs, run by root.
 	RealRoot bool
-	// Terminal connects the command to this terminal, as its foreground
-	// process group. Stdin, Stdout and Stderr are then not used.
+	// Terminal is the user's terminal: the command gets one of its own, and what
+	// is typed and shown goes back and forth. Stdin, Stdout and Stderr are then
+	// not used.
 	Terminal *os.File
 }
 
@@ -109,6 +110,10 @@ func (e *ExitError) Error() string {
 	}
 	return msg
 }
+
+// ErrDied says that the sandbox's first process was killed, and with it all that
+// ran inside: by what ran inside, or for want of memory.
+var ErrDied = errors.New("the sandbox died without a report")
 
 // config is what the parent tells the first process of the namespaces.
 type config struct {
@@ -193,7 +198,7 @@ func Run(ctx context.Context, spec Spec) (err error) {
 		// through the exec that happens before.
 		AmbientCaps: initCaps,
 		Pdeathsig:   unix.SIGKILL,
-		Setsid:      spec.Terminal == nil,
+		Setsid:      true,
 	}
 	if spec.RealRoot {
 		cmd.SysProcAttr.Cloneflags &^= unix.CLONE_NEWUSER
@@ -202,8 +207,13 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	if !spec.Network {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
 	}
+	var terminal *relay
 	if spec.Terminal != nil {
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = spec.Terminal, spec.Terminal, spec.Terminal
+		if terminal, err = newRelay(spec.Terminal); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, terminal.stop()) }()
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal.slave, terminal.slave, terminal.slave
 	} else {
 		if spec.Stdin != nil {
 			cmd.Stdin = spec.Stdin
@@ -225,6 +235,11 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	}
 	for _, f := range []*os.File{confR, statusW, lifeR} {
 		f.Close()
+	}
+	if terminal != nil {
+		if err := terminal.start(); err != nil {
+			return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
+		}
 	}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	defer stop()
@@ -253,7 +268,7 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	case confErr != nil:
 		return confErr
 	default:
-		return fmt.Errorf("its first process ended without a report: %w", errors.Join(waitErr, readErr))
+		return fmt.Errorf("%w (%w)", ErrDied, errors.Join(waitErr, readErr))
 	}
 	if rep.Error != "" {
 		return errors.New(rep.Error)

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -196,12 +195,13 @@ var sleeps struct {
 	n int
 }
 
-// longSleep is an argument for sleep(1) that no other process has.
+// longSleep is an argument for sleep(1) that no other process has: longer than
+// any test, but not for ever where a test fails.
 func longSleep() string {
 	sleeps.Lock()
 	defer sleeps.Unlock()
 	sleeps.n++
-	return strconv.Itoa(1_000_000 + os.Getpid()*100 + sleeps.n)
+	return fmt.Sprintf("30.%d%04d", os.Getpid(), sleeps.n)
 }
 
 // eventually waits until ok.

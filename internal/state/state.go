@@ -90,21 +90,22 @@ const (
 
 // A Build is one module built, or not, for one kernel.
 type Build struct {
-	Package       string    `json:"package"`                  // name of the package, or the request where there is none
-	Module        string    `json:"module,omitempty"`         // as dkms names it; empty if the package could not be installed
-	ModuleVersion string    `json:"module_version,omitempty"` //
-	Kernel        string    `json:"kernel"`
-	Status        string    `json:"status"`
-	Reason        string    `json:"reason,omitempty"`         // why it was skipped or failed, in one line
-	Stage         string    `json:"stage,omitempty"`          // that found the failure
-	Log           string    `json:"log,omitempty"`            // the whole log
-	Archive       string    `json:"archive,omitempty"`        // made by dkms mktarball
-	ArchiveDigest string    `json:"archive_digest,omitempty"` // SHA-256
-	Source        string    `json:"source_digest,omitempty"`  // of everything it was built from
-	Modules       []Module  `json:"modules,omitempty"`        // filled by debextract
-	Layer         string    `json:"layer,omitempty"`          // name of the layer in which it ran
-	Started       time.Time `json:"started,omitzero"`
-	Seconds       float64   `json:"seconds,omitempty"`
+	Package        string    `json:"package"`                   // name of the package, or the request where there is none
+	PackageVersion string    `json:"package_version,omitempty"` // that it was built from
+	Module         string    `json:"module,omitempty"`          // as dkms names it; empty if the package could not be installed
+	ModuleVersion  string    `json:"module_version,omitempty"`  //
+	Kernel         string    `json:"kernel"`
+	Status         string    `json:"status"`
+	Reason         string    `json:"reason,omitempty"`         // why it was skipped or failed, in one line
+	Stage          string    `json:"stage,omitempty"`          // that found the failure
+	Log            string    `json:"log,omitempty"`            // the whole log
+	Archive        string    `json:"archive,omitempty"`        // made by dkms mktarball
+	ArchiveDigest  string    `json:"archive_digest,omitempty"` // SHA-256
+	Source         string    `json:"source_digest,omitempty"`  // of everything it was built from
+	Modules        []Module  `json:"modules,omitempty"`        // filled by debextract
+	Layer          string    `json:"layer,omitempty"`          // name of the layer in which it ran
+	Started        time.Time `json:"started,omitzero"`
+	Seconds        float64   `json:"seconds,omitempty"`
 }
 
 // What can become of a build.
