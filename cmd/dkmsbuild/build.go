@@ -393,12 +393,18 @@ func docFiles(p state.Package) (dir string, names map[string]string) {
 	}
 }
 
+// maxDoc bounds a copyright file and a changelog, in bytes.
+const maxDoc = 4 << 20
+
 // saveDoc keeps the package's copyright and changelog for its binary packages.
 func saveDoc(ctx context.Context, inside apt.Inside, p state.Package, to string) error {
 	dir, names := docFiles(p)
 	for name, candidates := range names {
 		script := `cd "$1" 2>/dev/null || exit 0; for f in $2; do if [ -f "$f" ]; then case $f in *.gz) gzip -dc "$f";; *) cat "$f";; esac; exit; fi; done`
-		content, err := inside.Output(ctx, "sh", "-c", script, "sh", dir, candidates)
+		content, err := inside.OutputLimited(ctx, maxDoc, "sh", "-c", script, "sh", dir, candidates)
+		if errors.Is(err, apt.ErrTooLong) {
+			continue // as good as none
+		}
 		if err != nil {
 			return err
 		}

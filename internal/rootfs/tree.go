@@ -266,8 +266,6 @@ type LayerSpec struct {
 	On   []string // layers below, the topmost first
 	// Make fills root.Upper.
 	Make func(root sandbox.Root) error
-	// Replace makes the layer anew when it is there already.
-	Replace bool
 }
 
 // MakeLayer makes a layer, or waits for another process that is making it. A
@@ -290,7 +288,7 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 	if err := flock(ctx, lock); err != nil {
 		return err
 	}
-	if t.HasLayer(spec.Name) && !spec.Replace {
+	if t.HasLayer(spec.Name) {
 		return nil
 	}
 	scratch := filepath.Join(t.Path, "scratch")
@@ -308,11 +306,6 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 	}
 	if makeErr = spec.Make(root); makeErr != nil {
 		return makeErr
-	}
-	if t.HasLayer(spec.Name) {
-		if err := os.Rename(t.LayerPath(spec.Name), filepath.Join(dir, "old")); err != nil {
-			return err
-		}
 	}
 	return os.Rename(root.Upper, t.LayerPath(spec.Name))
 }
