@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"dkms2bin/internal/state"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,8 +11,6 @@ import (
 	"testing"
 
 	"gotest.tools/v3/assert"
-
-	"dkms2bin/internal/state"
 )
 
 // TestSpoilsNoOther builds packages that do their worst beside a good one, which

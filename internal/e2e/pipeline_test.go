@@ -375,8 +375,10 @@ func TestMakefileStates(t *testing.T) {
 					assert.NilError(t, os.WriteFile(path, []byte(text), 0o644))
 				},
 				run: func(code int, goals ...string) string {
-					cmd := exec.Command("make", append([]string{"-f", filepath.Join(scripts, "dkms2bin.mk"), "BIN=" + dir + "/bin/",
-						"DKMS=p-dkms", "KVERS=k", "OUT_DIR=" + dir + "/out"}, goals...)...)
+					cmd := exec.Command("make", append([]string{
+						"-f", filepath.Join(scripts, "dkms2bin.mk"), "BIN=" + dir + "/bin/",
+						"DKMS=p-dkms", "KVERS=k", "OUT_DIR=" + dir + "/out",
+					}, goals...)...)
 					cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 					text, err := cmd.CombinedOutput()
 					t.Logf("%s%v", text, err)
