@@ -12,8 +12,6 @@ import (
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"flag"
-	"fmt"
-	"path/filepath"
 	"regexp"
 )
 
@@ -53,19 +51,9 @@ func (o *options) check([]string) error {
 	if o.release != "" && len(o.repos) > 0 {
 		return cli.Usagef("--release takes the host's repositories with another suite, and --repo replaces them: give one of the two")
 	}
-	if o.workDir == "" {
-		dir, err := rootfs.DefaultWorkDir()
-		if err != nil {
-			return err
-		}
-		o.workDir = dir
-	}
-	dir, err := filepath.Abs(o.workDir)
-	if err != nil {
-		return fmt.Errorf("--work-dir: %w", err)
-	}
-	o.workDir = dir
-	return nil
+	var err error
+	o.workDir, err = rootfs.WorkDir(o.workDir)
+	return err
 }
 
 func main() {

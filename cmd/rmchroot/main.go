@@ -12,7 +12,6 @@ import (
 	"dkms2bin/internal/rootfs"
 	"errors"
 	"flag"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -46,19 +45,9 @@ func (o *options) check(operands []string) error {
 	if o.olderThan < 0 {
 		return cli.Usagef("--older-than %s: it must not be negative", o.olderThan)
 	}
-	if o.workDir == "" {
-		dir, err := rootfs.DefaultWorkDir()
-		if err != nil {
-			return err
-		}
-		o.workDir = dir
-	}
-	dir, err := filepath.Abs(o.workDir)
-	if err != nil {
-		return fmt.Errorf("--work-dir: %w", err)
-	}
-	o.workDir = dir
-	return nil
+	var err error
+	o.workDir, err = rootfs.WorkDir(o.workDir)
+	return err
 }
 
 func remove(_ context.Context, s *cli.Session, o *options) error {

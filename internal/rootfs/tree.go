@@ -42,9 +42,12 @@ const (
 	removingTag = ".removing-"
 )
 
-// DefaultWorkDir is where trees lie: below /var/cache for root, in the XDG cache
-// directory for others.
-func DefaultWorkDir() (string, error) {
+// WorkDir is where trees lie, as an absolute path: the directory that was asked
+// for, else one below /var/cache for root, in the XDG cache directory for others.
+func WorkDir(asked string) (string, error) {
+	if asked != "" {
+		return filepath.Abs(asked)
+	}
 	if os.Geteuid() == 0 {
 		return "/var/cache/dkms2bin", nil
 	}

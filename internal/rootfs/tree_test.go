@@ -125,9 +125,12 @@ func write(t *testing.T, path, content string) {
 	assert.NilError(t, os.WriteFile(path, []byte(content), 0o644))
 }
 
-func TestDefaultWorkDir(t *testing.T) {
+func TestWorkDir(t *testing.T) {
 	t.Parallel()
-	dir, err := DefaultWorkDir()
+	asked, err := WorkDir("some/where")
+	assert.NilError(t, err)
+	assert.Assert(t, filepath.IsAbs(asked) && strings.HasSuffix(asked, "/some/where"), asked)
+	dir, err := WorkDir("")
 	assert.NilError(t, err)
 	if os.Geteuid() == 0 {
 		assert.Equal(t, dir, "/var/cache/dkms2bin")
