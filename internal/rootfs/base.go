@@ -61,7 +61,10 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) error 
 	switch {
 	case haveProgram("mmdebstrap"):
 		target := "/tmp/base"
-		if availableMemory() > inMemory {
+		switch {
+		case !rootInNamespace(ctx):
+			run.RealRoot = true // and on disk, where device nodes can be made
+		case availableMemory() > inMemory:
 			target = "/tmp/memory"
 		}
 		run.Args = append([]string{
@@ -171,6 +174,18 @@ func baseReason(output string, exit *sandbox.ExitError) string {
 		return fmt.Sprintf("exit status %d: %s", exit.Code, exit.Tail)
 	}
 	return strings.Join(reasons, "; ")
+}
+
+// rootInNamespace says whether the host's mmdebstrap works as the root of a user
+// namespace: since 0.8.6. Ubuntu 22.04 has an older one.
+func rootInNamespace(ctx context.Context) bool {
+	out, err := exec.CommandContext(ctx, "mmdebstrap", "--version").CombinedOutput() // on stdout or stderr, as the version is
+	if err != nil {
+		return true // let it say itself what is wrong
+	}
+	var major, minor, patch int
+	_, _ = fmt.Sscanf(string(out), "mmdebstrap %d.%d.%d", &major, &minor, &patch)
+	return slices.Compare([]int{major, minor, patch}, []int{0, 8, 6}) >= 0
 }
 
 func haveProgram(name string) bool {
