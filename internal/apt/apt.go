@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"dkms2bin/internal/deb"
+	"dkms2bin/internal/diag"
 	"dkms2bin/internal/sandbox"
 	"errors"
 	"fmt"
@@ -15,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 )
 
 // Config is apt's configuration inside a tree, apt.conf(5): nothing that was not
@@ -221,16 +221,7 @@ var colours = regexp.MustCompile(`\x1b\[[0-9;?]*[ -/]*[@-~]`)
 
 // printable leaves colours and control characters out of a line, and folds blanks.
 func printable(line string) string {
-	line = strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsSpace(r):
-			return ' '
-		case !unicode.IsPrint(r):
-			return -1
-		}
-		return r
-	}, colours.ReplaceAllString(strings.ToValidUTF8(line, ""), ""))
-	return strings.Join(strings.Fields(line), " ")
+	return diag.Printable(colours.ReplaceAllString(line, ""))
 }
 
 // Update fetches the package lists. Any list that cannot be had is an error.

@@ -1,9 +1,12 @@
-// Package diag lets an error carry what its reader can do about it.
+// Package diag is about what people read: errors that carry what can be done about
+// them, and foreign text in messages.
 package diag
 
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
 )
 
 type hinted struct {
@@ -29,4 +32,19 @@ func Hint(err error) string {
 		return h.hint
 	}
 	return ""
+}
+
+// Printable makes one line of foreign text: control characters are left out, and
+// blanks and line ends folded.
+func Printable(text string) string {
+	text = strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r):
+			return ' '
+		case !unicode.IsPrint(r):
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(text, ""))
+	return strings.Join(strings.Fields(text), " ")
 }

@@ -37,3 +37,17 @@ func TestHint(t *testing.T) {
 	assert.NilError(t, WithHint(nil, "advice"))
 	assert.Equal(t, Hint(nil), "")
 }
+
+func TestPrintable(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"":                          "",
+		"plain":                     "plain",
+		" two\t blanks \n":          "two blanks",
+		"bell\x07 and\x1b[31m red":  "bell and[31m red",
+		"not UTF-8 \xff, no break":  "not UTF-8 , no break",
+		"line\r\nend\u00a0of\u200b": "line end of",
+	} {
+		assert.Equal(t, Printable(text), want)
+	}
+}

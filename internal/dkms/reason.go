@@ -1,6 +1,7 @@
 package dkms
 
 import (
+	"dkms2bin/internal/diag"
 	"path"
 	"regexp"
 	"strings"
@@ -275,17 +276,7 @@ func shorten(s string) string { return buildDir.ReplaceAllString(s, "") }
 
 // tidy makes one printable line of a text.
 func tidy(s string) string {
-	s = quotes.Replace(shorten(strings.ToValidUTF8(s, "")))
-	s = strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsSpace(r):
-			return ' '
-		case !unicode.IsPrint(r):
-			return -1
-		}
-		return r
-	}, s)
-	s = strings.Join(strings.Fields(s), " ")
+	s = diag.Printable(quotes.Replace(shorten(s)))
 	if utf8.RuneCountInString(s) <= maxReason {
 		return s
 	}

@@ -9,7 +9,6 @@
 //	scratch/         layers that are being made
 //	records/         what later stages need, as plain files
 //	documents/       copies of the stages' documents
-//	secrets/         credentials, for their owner alone
 //	root/            empty; the sandbox puts its root together on it
 //
 // A layer is the upper directory that one run left inside an overlay. It
@@ -105,7 +104,7 @@ func Create(workDir string) (t *Tree, err error) {
 	for dir, mode := range map[string]fs.FileMode{
 		"busy": 0o755, "records": 0o755, "documents": 0o755, "root": 0o755,
 		"layers":  0o700, // setuid programs of the tree are nobody else's business
-		"scratch": 0o700, "secrets": 0o700,
+		"scratch": 0o700,
 	} {
 		path := filepath.Join(hidden, dir)
 		if err := errors.Join(os.Mkdir(path, mode), os.Chmod(path, mode)); err != nil {

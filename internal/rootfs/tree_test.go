@@ -151,7 +151,7 @@ func TestCreate(t *testing.T) {
 	assert.Equal(t, len(marks), 1)
 	assert.DeepEqual(t, list(t, tree.Path), map[string]string{
 		"busy": "drwxr-xr-x", "busy/" + marks[0]: "-rw-------", "documents": "drwxr-xr-x", "dkms2bin-tree": "-rw-r--r--", "layers": "drwx------",
-		"lock": "-rw-r--r--", "records": "drwxr-xr-x", "root": "drwxr-xr-x", "scratch": "drwx------", "secrets": "drwx------",
+		"lock": "-rw-r--r--", "records": "drwxr-xr-x", "root": "drwxr-xr-x", "scratch": "drwx------",
 	})
 	assert.Equal(t, tree.Mountpoint(), filepath.Join(tree.Path, "root"))
 	assert.NilError(t, tree.Close())
