@@ -1,29 +1,55 @@
-// Repoindex writes the apt metadata of a directory of packages: a flat
-// repository. It reads a document and indexes the directory of its packages, or
-// indexes the directory given as operand without a document.
+// Repoindex makes an apt repository of a directory of packages and keeps it in
+// order: a flat one, with index, signatures and a page for people. It reads a
+// document and indexes the directory of its packages, or indexes the directory
+// given as operand without a document.
 //
 //	repoindex <3.json >4.json
-//	repoindex /srv/modules >/dev/null
+//	repoindex --sign-with modules@example.org /srv/modules >/dev/null
+//	repoindex --verify /srv/modules >/dev/null
 package main
 
 import (
 	"context"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/repo"
-	"dkms2bin/internal/state"
 	"flag"
+	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 const manual = `
-Writes Packages, Packages.gz and Release into the output directory of the
-document's packages, or into DIR: apt takes it as a flat repository,
-'deb [trusted=yes] file:DIR ./'. Packages that cannot be read are named and left
-out.`
+Makes a flat apt repository of the output directory of the document's packages,
+or of DIR: Packages, Release, signatures, dkms2bin.sources for its clients,
+status.json and index.html. Packages that cannot be read are named and left out.`
 
-// check looks at the operand: at most one, a directory.
-func check(operands []string) error {
+type options struct {
+	description, signWith, url string
+	keep                       repo.Keep
+	grace                      time.Duration
+	dryRun, verify             bool
+}
+
+func (o *options) flags(fs *flag.FlagSet) {
+	fs.StringVar(&o.description, "index-description", "Binary kernel modules built from DKMS packages", "`text` for the Description of Release")
+	fs.StringVar(&o.url, "index-url", "", "`URL` at which clients find the repository, for dkms2bin.sources (default its path)")
+	fs.StringVar(&o.signWith, "sign-with", "", "sign with this `key` of gpg: a fingerprint or an e-mail address")
+	fs.IntVar(&o.keep.Kernels, "keep-kernels", 0, "keep packages for the newest `N` kernels of each flavour (default all)")
+	fs.IntVar(&o.keep.Versions, "keep-versions", 0, "keep the newest `N` versions of each package (default all)")
+	fs.DurationVar(&o.grace, "grace-period", 24*time.Hour, "remove files this `time` after the index names them no more")
+	fs.BoolVar(&o.dryRun, "dry-run", false, "only say what --keep-kernels and --keep-versions would remove")
+	fs.BoolVar(&o.verify, "verify", false, "only check signatures, digests and presence of all files")
+}
+
+// check looks at flags and operand: at most one, a directory.
+func (o *options) check(operands []string) error {
+	if o.keep.Kernels < 0 || o.keep.Versions < 0 || o.grace < 0 {
+		return cli.Usagef("--keep-kernels, --keep-versions and --grace-period cannot be negative")
+	}
+	if u, err := url.Parse(o.url); err != nil || o.url != "" && u.Scheme == "" {
+		return cli.Usagef("--index-url %q is no URL such as http://example.org/modules", o.url)
+	}
 	if len(operands) > 1 {
 		return cli.Usagef("one directory at a time")
 	}
@@ -39,7 +65,7 @@ func check(operands []string) error {
 	return nil
 }
 
-func index(ctx context.Context, s *cli.Session, description string) error {
+func (o *options) run(ctx context.Context, s *cli.Session) error {
 	var dir string
 	switch {
 	case len(s.Operands) == 1:
@@ -53,30 +79,22 @@ func index(ctx context.Context, s *cli.Session, description string) error {
 	if err != nil {
 		return err
 	}
-	s.Msg.Announce("indexing the repository %s", dir)
-	result, err := repo.Index(ctx, dir, repo.Options{
-		Origin: "dkms2bin", Label: "dkms2bin", Suite: "stable", Codename: "dkms2bin", Description: description,
-	})
-	if err != nil {
-		return err
+	if o.verify {
+		return o.verifyIndex(ctx, s, dir)
 	}
-	s.Doc.Index = &state.Index{Directory: dir, Packages: result.Packages, Digest: result.Release}
-	for _, p := range result.Problems {
-		s.Msg.Warn("%s is left out: %s", p.Path, p.Reason)
-		s.Doc.Index.Left = append(s.Doc.Index.Left, state.Problem{Path: p.Path, Reason: p.Reason})
-	}
-	return nil
+	return o.index(ctx, s, dir)
 }
 
 func main() {
-	var description string
+	var o options
 	cli.Main(cli.Program{
 		Name: "repoindex", Manual: manual, Operands: "DIR",
-		Flags: func(fs *flag.FlagSet) {
-			fs.StringVar(&description, "index-description", "Binary kernel modules built from DKMS packages", "`text` for the Description of Release")
-		},
-		Check:      check,
+		Flags: o.flags, Check: o.check,
 		Standalone: func(operands []string) bool { return len(operands) > 0 },
-		Run:        func(ctx context.Context, s *cli.Session) error { return index(ctx, s, description) },
+		Run:        o.run,
+		Fresh: func() error {
+			_, err := o.key(context.Background())
+			return err
+		},
 	})
 }

@@ -41,8 +41,9 @@ type options struct {
 // keys are the flags of all programs: one configuration file serves them all,
 // so each program passes over those of the others.
 var keys = []string{
-	"dkms", "headers", "image-dependency", "index-description", "keep", "kver", "log-dir", "older-than", "out-dir", "release",
-	"repo", "shell", "stale", "timeout", "version-suffix", "work-dir",
+	"dkms", "dry-run", "grace-period", "headers", "image-dependency", "index-description", "index-url", "keep", "keep-kernels",
+	"keep-versions", "kver", "log-dir", "older-than", "out-dir", "release", "repo", "shell", "sign-with", "stale", "timeout",
+	"verify", "version-suffix", "work-dir",
 }
 
 func parseFlags(p Program, args []string) (options, error) {
@@ -58,7 +59,7 @@ func parseFlags(p Program, args []string) (options, error) {
 	opts.usage = usage(p, fs)
 
 	// What is done once must not be done by every program because of a profile.
-	for _, action := range []string{"CHECK", "KEEP", "SHELL", "STALE", "VERSION"} {
+	for _, action := range []string{"CHECK", "DRY_RUN", "KEEP", "SHELL", "STALE", "VERIFY", "VERSION"} {
 		os.Unsetenv(EnvPrefix + "_" + action)
 	}
 	err := ff.Parse(fs, spreadLists(fs, args),

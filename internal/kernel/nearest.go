@@ -31,6 +31,28 @@ func Nearest(want string, have []string, n int) []string {
 	return names[:min(max(n, 0), len(names))]
 }
 
+// Flavour returns the flavour in a kernel's release, as amd64 in 6.1.0-56-amd64
+// and cloud-amd64 in 6.12.48+deb13-cloud-amd64; "" for one without.
+func Flavour(release string) string { return parseRelease(release).flavour }
+
+// CompareReleases orders kernel releases by their numbers, the older one first,
+// and release candidates before their release: -1, 0 or +1.
+func CompareReleases(a, b string) int {
+	return slices.Compare(parseRelease(a).order(), parseRelease(b).order())
+}
+
+// order is what releases are ordered by. After the numbers of the base there is
+// -1 for a release candidate and 0 otherwise.
+func (r release) order() []int64 {
+	mark := int64(-1)
+	base, rest, candidate := strings.Cut(r.name, "-rc")
+	if !candidate {
+		mark = 0
+		base, rest, _ = strings.Cut(r.name, "-")
+	}
+	return append(append(numbers(base), mark), numbers(strings.TrimSuffix(rest, r.flavour))...)
+}
+
 func compareBool(a, b bool) int {
 	switch {
 	case a == b:

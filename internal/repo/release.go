@@ -1,10 +1,11 @@
 package repo
 
 import (
+	"crypto/sha256"
 	"dkms2bin/internal/deb"
+	"encoding/hex"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -15,10 +16,10 @@ import (
 const dateLayout = "Mon, 02 Jan 2006 15:04:05 UTC"
 
 // maxRelease bounds what is read of the Release that is there already.
-const maxRelease = 1 << 20
+const maxRelease = 16 << 20
 
 func (o Options) validate() error {
-	for _, f := range o.fields() {
+	for _, f := range append(o.fields(), deb.Field{Name: "URL", Value: o.URL}) {
 		if strings.ContainsFunc(f.Value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			return fmt.Errorf("%s %q: control character in it", f.Name, f.Value)
 		}
@@ -39,15 +40,26 @@ func (o Options) fields() []deb.Field {
 	}
 }
 
-// date is the Date of the new Release, whose old version is at path.
-func (o Options) date(path string) time.Time {
+// digest stands for all options that the index depends on, and for the form in
+// which this version writes it.
+func (o Options) digest() string {
+	h := sha256.New()
+	fmt.Fprintf(h, "1 %q %q %+v", o.fields(), o.URL, o.Keep)
+	if o.Key != nil {
+		fmt.Fprintf(h, " %q %s", o.Key.Fingerprint, o.Key.Public())
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// newDate is the Date of the new Release. It is later than that of the old one.
+func (o Options) newDate(old time.Time) time.Time {
 	date := o.Date
 	if date.IsZero() {
 		date = time.Now()
 	}
 	date = date.UTC().Truncate(time.Second)
-	if old := oldDate(path); old.After(date) {
-		return old
+	if !date.After(old) {
+		return old.Add(time.Second)
 	}
 	return date
 }
@@ -72,35 +84,37 @@ func oldDate(path string) time.Time {
 	return time.Time{}
 }
 
-// releaseFile is the content of Release.
-type releaseFile struct {
-	opt   Options
-	date  time.Time
-	archs map[string]bool
-	files []*file
-}
-
-// write writes it, with the fields in apt-ftparchive's order. SHA256 is the
-// only digest: apt asks for no weaker one, and by-hash for the strongest.
-func (r releaseFile) write(w io.Writer) error {
+// releaseText is the content of Release, with the fields in apt-ftparchive's
+// order. SHA256 is the only digest: apt asks for no weaker one, and by-hash for
+// the strongest.
+func releaseText(opt Options, date time.Time, sel selection, files []*file) (string, error) {
+	var archs []string
+	for _, e := range sel.packages {
+		if !slices.Contains(archs, e.arch) {
+			archs = append(archs, e.arch)
+		}
+	}
+	slices.Sort(archs)
 	var s deb.Stanza
 	set := func(name, value string) {
 		if value != "" {
 			s.Set(name, value)
 		}
 	}
-	set("Origin", r.opt.Origin)
-	set("Label", r.opt.Label)
-	set("Suite", r.opt.Suite)
-	set("Codename", r.opt.Codename)
-	set("Date", r.date.Format(dateLayout))
-	set("Architectures", strings.Join(slices.Sorted(maps.Keys(r.archs)), " "))
-	set("Description", r.opt.Description)
+	set("Origin", opt.Origin)
+	set("Label", opt.Label)
+	set("Suite", opt.Suite)
+	set("Codename", opt.Codename)
+	set("Date", date.Format(dateLayout))
+	set("Architectures", strings.Join(archs, " "))
+	set("Description", opt.Description)
+	set("Acquire-By-Hash", "yes")
 	var sums strings.Builder
-	for _, f := range r.files {
+	for _, f := range files {
 		fmt.Fprintf(&sums, "\n %s %16d %s", f.digest(), f.size, f.name)
 	}
 	s.Set("SHA256", sums.String())
-	_, err := s.WriteTo(w)
-	return err
+	var text strings.Builder
+	_, err := s.WriteTo(&text)
+	return text.String(), err
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,10 +19,16 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 	"gotest.tools/v3/assert"
 )
 
 var testDate = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+// published is what tree finds after a run.
+var published = []string{
+	".dkms2bin 0755", "Packages 0644", "Packages.gz 0644", "Packages.zst 0644", "Release 0644", "by-hash 0755", "dkms2bin.sources 0644",
+}
 
 func testOptions() Options {
 	return Options{Origin: "Example", Label: "Example modules", Suite: "stable", Codename: "bookworm", Description: "Modules for example.org", Date: testDate}
@@ -41,7 +46,7 @@ func control(name, version, arch string) deb.Stanza {
 }
 
 // writeDeb writes a .deb with one file of the given content.
-func writeDeb(t *testing.T, path string, control deb.Stanza, content string) {
+func writeDeb(t testing.TB, path string, control deb.Stanza, content string) {
 	t.Helper()
 	assert.NilError(t, os.MkdirAll(filepath.Dir(path), 0o755))
 	f, err := os.Create(path)
@@ -56,6 +61,16 @@ func writeDeb(t *testing.T, path string, control deb.Stanza, content string) {
 		Time: testDate,
 	}))
 	assert.NilError(t, f.Close())
+}
+
+// index is one run on dir.
+func index(ctx context.Context, dir string, opt Options) (_ Result, err error) {
+	r, err := Open(ctx, dir, nil)
+	if err != nil {
+		return Result{}, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	return r.Index(ctx, opt)
 }
 
 func read(t *testing.T, path ...string) string {
@@ -123,10 +138,10 @@ func TestIndexLikeFtparchive(t *testing.T) {
 		assert.NilError(t, err, string(out))
 	}
 
-	res, err := Index(t.Context(), dir, testOptions())
+	res, err := index(t.Context(), dir, testOptions())
 	assert.NilError(t, err)
 	assert.Equal(t, len(res.Problems), 0)
-	assert.Equal(t, res.Packages, 9)
+	assert.Equal(t, len(res.Packages), 9)
 	packages := read(t, dir, "Packages")
 	assert.Equal(t, packages, ftparchive(t, dir))
 
@@ -138,6 +153,14 @@ func TestIndexLikeFtparchive(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, string(unpacked), packages)
 
+	packagesZst := read(t, dir, "Packages.zst")
+	zstdReader, err := zstd.NewReader(strings.NewReader(packagesZst))
+	assert.NilError(t, err)
+	defer zstdReader.Close()
+	unpacked, err = io.ReadAll(zstdReader)
+	assert.NilError(t, err)
+	assert.Equal(t, string(unpacked), packages)
+
 	release := read(t, dir, "Release")
 	assert.Equal(t, release, fmt.Sprintf(`Origin: Example
 Label: Example modules
@@ -146,18 +169,22 @@ Codename: bookworm
 Date: Sun, 22 Nov 2026 12:00:00 UTC
 Architectures: all amd64 i386
 Description: Modules for example.org
+Acquire-By-Hash: yes
 SHA256:
  %x %16d Packages
  %x %16d Packages.gz
-`, sha256.Sum256([]byte(packages)), len(packages), sha256.Sum256([]byte(packagesGz)), len(packagesGz)))
+ %x %16d Packages.zst
+`, sha256.Sum256([]byte(packages)), len(packages), sha256.Sum256([]byte(packagesGz)), len(packagesGz), sha256.Sum256([]byte(packagesZst)), len(packagesZst)))
 	assert.Equal(t, res.Release, fmt.Sprintf("%x", sha256.Sum256([]byte(release))))
 
-	again, err := Index(t.Context(), dir, testOptions())
+	again, err := index(t.Context(), dir, testOptions())
 	assert.NilError(t, err)
+	assert.Assert(t, res.Changed && !again.Changed)
+	again.Changed = true
 	assert.DeepEqual(t, again, res)
 	assert.Equal(t, read(t, dir, "Packages"), packages)
 	assert.Equal(t, read(t, dir, "Packages.gz"), packagesGz)
-	assert.DeepEqual(t, tree(t, dir), []string{".dkms2bin.lock 0644", "Packages 0644", "Packages.gz 0644", "Release 0644", "pool 0755", "pool-a 0755"})
+	assert.DeepEqual(t, tree(t, dir), append(published, "pool 0755", "pool-a 0755"))
 }
 
 // What a package says of its own file is not believed.
@@ -169,9 +196,9 @@ func TestIndexForeignFields(t *testing.T) {
 		c.Set(name, "bogus")
 	}
 	writeDeb(t, filepath.Join(dir, "foo.deb"), c, "")
-	res, err := Index(t.Context(), dir, testOptions())
+	res, err := index(t.Context(), dir, testOptions())
 	assert.NilError(t, err)
-	assert.Equal(t, res.Packages, 1)
+	assert.Equal(t, len(res.Packages), 1)
 	assert.Assert(t, !strings.Contains(read(t, dir, "Packages"), "bogus"))
 }
 
@@ -207,7 +234,7 @@ func TestIndexProblems(t *testing.T) {
 	assert.NilError(t, os.Symlink(".hidden", file("link-to-directory.deb")))
 	assert.NilError(t, syscall.Mkfifo(file("pipe.deb"), 0o644))
 
-	res, err := Index(t.Context(), dir, testOptions())
+	res, err := index(t.Context(), dir, testOptions())
 	assert.NilError(t, err)
 	var filenames []string
 	r := deb.NewReader(strings.NewReader(read(t, dir, "Packages")))
@@ -220,7 +247,7 @@ func TestIndexProblems(t *testing.T) {
 		filenames = append(filenames, s.Get("Filename"))
 	}
 	assert.DeepEqual(t, filenames, []string{"./a/other-arch.deb", "./b.deb", "./linked.deb", "./other-version.deb"})
-	assert.Equal(t, res.Packages, len(filenames))
+	assert.Equal(t, len(res.Packages), len(filenames))
 	want := map[string]string{
 		"c.deb":         "it is foo 1 amd64, as b.deb is, but has other content",
 		"dangling.deb":  "open: no such file or directory",
@@ -240,11 +267,11 @@ func TestIndexProblems(t *testing.T) {
 func TestIndexEmpty(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	res, err := Index(t.Context(), dir, Options{Date: testDate})
+	res, err := index(t.Context(), dir, Options{Date: testDate})
 	assert.NilError(t, err)
-	assert.Equal(t, res.Packages, 0)
+	assert.Equal(t, len(res.Packages), 0)
 	assert.Equal(t, read(t, dir, "Packages"), "")
-	assert.Assert(t, strings.HasPrefix(read(t, dir, "Release"), "Date: Sun, 22 Nov 2026 12:00:00 UTC\nSHA256:\n e3b0c4429"))
+	assert.Assert(t, strings.HasPrefix(read(t, dir, "Release"), "Date: Sun, 22 Nov 2026 12:00:00 UTC\nAcquire-By-Hash: yes\nSHA256:\n e3b0c4429"))
 }
 
 func TestIndexThroughLink(t *testing.T) {
@@ -252,9 +279,9 @@ func TestIndexThroughLink(t *testing.T) {
 	dir := t.TempDir()
 	writeDeb(t, filepath.Join(dir, "repo", "a.deb"), control("aa", "1", "amd64"), "")
 	assert.NilError(t, os.Symlink("repo", filepath.Join(dir, "link")))
-	res, err := Index(t.Context(), filepath.Join(dir, "link"), testOptions())
+	res, err := index(t.Context(), filepath.Join(dir, "link"), testOptions())
 	assert.NilError(t, err)
-	assert.Equal(t, res.Packages, 1)
+	assert.Equal(t, len(res.Packages), 1)
 	assert.Assert(t, strings.Contains(read(t, dir, "repo", "Packages"), "\nFilename: ./a.deb\n"))
 }
 
@@ -263,8 +290,8 @@ func TestIndexDate(t *testing.T) {
 	for _, tc := range []struct{ name, old, want string }{
 		{"none", "", "Sun, 22 Nov 2026 12:00:00 UTC"},
 		{"older", "Date: Sat, 21 Nov 2026 12:00:00 UTC\n", "Sun, 22 Nov 2026 12:00:00 UTC"},
-		{"newer", "Date: Mon, 23 Nov 2026 12:00:00 UTC\n", "Mon, 23 Nov 2026 12:00:00 UTC"},
-		{"newer by apt-ftparchive", "Suite: x\nDate: Mon, 23 Nov 2026 12:00:00 +0000\n", "Mon, 23 Nov 2026 12:00:00 UTC"},
+		{"newer", "Date: Mon, 23 Nov 2026 12:00:00 UTC\n", "Mon, 23 Nov 2026 12:00:01 UTC"},
+		{"newer by apt-ftparchive", "Suite: x\nDate: Mon, 23 Nov 2026 12:00:00 +0000\n", "Mon, 23 Nov 2026 12:00:01 UTC"},
 		{"damaged", "Date: some day\n", "Sun, 22 Nov 2026 12:00:00 UTC"},
 		{"no stanza", "\x00\n", "Sun, 22 Nov 2026 12:00:00 UTC"},
 	} {
@@ -274,19 +301,19 @@ func TestIndexDate(t *testing.T) {
 			if tc.old != "" {
 				assert.NilError(t, os.WriteFile(filepath.Join(dir, "Release"), []byte(tc.old), 0o600))
 			}
-			_, err := Index(t.Context(), dir, Options{Date: testDate.Add(time.Millisecond)})
+			_, err := index(t.Context(), dir, Options{Date: testDate.Add(time.Millisecond)})
 			assert.NilError(t, err)
 			s, err := deb.ParseStanza([]byte(read(t, dir, "Release")))
 			assert.NilError(t, err)
 			assert.Equal(t, s.Get("Date"), tc.want)
-			assert.DeepEqual(t, tree(t, dir), []string{".dkms2bin.lock 0644", "Packages 0644", "Packages.gz 0644", "Release 0644"})
+			assert.DeepEqual(t, tree(t, dir), published)
 		})
 	}
 	t.Run("present time", func(t *testing.T) {
 		t.Parallel()
 		dir := t.TempDir()
 		before := time.Now().Truncate(time.Second)
-		_, err := Index(t.Context(), dir, Options{})
+		_, err := index(t.Context(), dir, Options{})
 		assert.NilError(t, err)
 		got := oldDate(filepath.Join(dir, "Release"))
 		assert.Assert(t, !got.Before(before) && !got.After(time.Now()), "%v", got)
@@ -297,9 +324,9 @@ func TestIndexOptions(t *testing.T) {
 	t.Parallel()
 	for _, opt := range []Options{{Origin: "a\nSuite: b"}, {Label: "a\x00"}, {Suite: " a"}, {Description: "a "}} {
 		dir := t.TempDir()
-		_, err := Index(t.Context(), dir, opt)
+		_, err := index(t.Context(), dir, opt)
 		assert.ErrorContains(t, err, "cannot index "+dir)
-		assert.Equal(t, len(tree(t, dir)), 0)
+		assert.DeepEqual(t, tree(t, dir), []string{".dkms2bin 0755"})
 	}
 }
 
@@ -307,10 +334,10 @@ func TestIndexOptions(t *testing.T) {
 func TestIndexUmask(t *testing.T) {
 	dir := t.TempDir()
 	old := syscall.Umask(0o077)
-	_, err := Index(t.Context(), dir, testOptions())
+	_, err := index(t.Context(), dir, testOptions())
 	syscall.Umask(old)
 	assert.NilError(t, err)
-	assert.DeepEqual(t, tree(t, dir), []string{".dkms2bin.lock 0600", "Packages 0644", "Packages.gz 0644", "Release 0644"})
+	assert.DeepEqual(t, tree(t, dir), published)
 }
 
 func TestIndexConcurrent(t *testing.T) {
@@ -322,8 +349,8 @@ func TestIndexConcurrent(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			res, err := Index(t.Context(), dir, testOptions())
-			if err != nil || res.Packages != 20 {
+			res, err := index(t.Context(), dir, testOptions())
+			if err != nil || len(res.Packages) != 20 {
 				t.Errorf("%+v, %v", res, err)
 			}
 		})
@@ -335,15 +362,17 @@ func TestIndexConcurrent(t *testing.T) {
 func TestIndexLocked(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	unlock, err := lock(t.Context(), dir)
+	first, err := Open(t.Context(), dir, nil)
 	assert.NilError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	_, err = Index(ctx, dir, testOptions())
+	waited := 0
+	_, err = Open(ctx, dir, func() { waited++ })
+	assert.Equal(t, waited, 1)
 	assert.ErrorContains(t, err, "another run holds")
 	assert.Assert(t, errors.Is(err, context.DeadlineExceeded))
-	assert.NilError(t, unlock())
-	_, err = Index(t.Context(), dir, testOptions())
+	assert.NilError(t, first.Close())
+	_, err = index(t.Context(), dir, testOptions())
 	assert.NilError(t, err)
 }
 
@@ -352,39 +381,39 @@ func TestIndexCancelled(t *testing.T) {
 	dir, before := indexed(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := Index(ctx, dir, testOptions())
+	_, err := index(ctx, dir, testOptions())
 	assert.Assert(t, errors.Is(err, context.Canceled))
 	assertUntouched(t, dir, before)
 }
 
 // indexed returns a directory with an index and a package that is not in it.
-func indexed(t *testing.T) (dir string, index [3]string) {
+func indexed(t *testing.T) (dir string, before [3]string) {
 	t.Helper()
 	dir = t.TempDir()
 	writeDeb(t, filepath.Join(dir, "a.deb"), control("aa", "1", "amd64"), "")
-	_, err := Index(t.Context(), dir, testOptions())
+	_, err := index(t.Context(), dir, testOptions())
 	assert.NilError(t, err)
 	writeDeb(t, filepath.Join(dir, "b.deb"), control("bb", "1", "amd64"), "")
 	return dir, [3]string{read(t, dir, "Packages"), read(t, dir, "Packages.gz"), read(t, dir, "Release")}
 }
 
-func assertUntouched(t *testing.T, dir string, index [3]string) {
+func assertUntouched(t *testing.T, dir string, before [3]string) {
 	t.Helper()
-	assert.DeepEqual(t, [3]string{read(t, dir, "Packages"), read(t, dir, "Packages.gz"), read(t, dir, "Release")}, index)
-	assert.DeepEqual(t, tree(t, dir), []string{".dkms2bin.lock 0644", "Packages 0644", "Packages.gz 0644", "Release 0644"})
+	assert.DeepEqual(t, [3]string{read(t, dir, "Packages"), read(t, dir, "Packages.gz"), read(t, dir, "Release")}, before)
+	assert.DeepEqual(t, tree(t, dir), published)
 }
 
 func TestIndexMissingDirectory(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "gone")
-	_, err := Index(t.Context(), dir, testOptions())
-	assert.Error(t, err, "cannot index "+dir+": open "+dir+"/.dkms2bin.lock: no such file or directory")
+	_, err := index(t.Context(), dir, testOptions())
+	assert.Error(t, err, "cannot open the repository "+dir+": stat "+dir+": no such file or directory")
 }
 
 func TestIndexUnwritable(t *testing.T) {
 	t.Parallel()
 	dir, before := indexed(t)
-	assert.NilError(t, os.Chmod(filepath.Join(dir, lockName), 0o666)) // to get beyond it
+	assert.NilError(t, os.Chmod(filepath.Dir(dir), 0o755))
 	assert.NilError(t, os.Chmod(dir, 0o555))
 	done := make(chan error)
 	go func() {
@@ -397,14 +426,12 @@ func TestIndexUnwritable(t *testing.T) {
 				return
 			}
 		}
-		_, err := Index(context.Background(), dir, testOptions())
+		_, err := index(context.Background(), dir, testOptions())
 		done <- err
 	}()
 	err := <-done
-	assert.ErrorContains(t, err, "cannot index "+dir)
-	assert.Assert(t, errors.Is(err, fs.ErrPermission), "%v", err)
+	assert.ErrorContains(t, err, "cannot open the repository "+dir+": open "+dir+"/.dkms2bin/lock: permission denied")
 	assert.NilError(t, os.Chmod(dir, 0o755))
-	assert.NilError(t, os.Chmod(filepath.Join(dir, lockName), 0o644))
 	assertUntouched(t, dir, before)
 }
 
@@ -415,7 +442,7 @@ func TestIndexOccupied(t *testing.T) {
 	dir, before := indexed(t)
 	assert.NilError(t, os.Rename(filepath.Join(dir, "Release"), filepath.Join(dir, "x.deb.Release")))
 	assert.NilError(t, os.Mkdir(filepath.Join(dir, "Release"), 0o755))
-	_, err := Index(t.Context(), dir, testOptions())
+	_, err := index(t.Context(), dir, testOptions())
 	assert.ErrorContains(t, err, "Release is a directory")
 	assert.NilError(t, os.Remove(filepath.Join(dir, "Release")))
 	assert.NilError(t, os.Rename(filepath.Join(dir, "x.deb.Release"), filepath.Join(dir, "Release")))
@@ -429,7 +456,7 @@ func TestIndexFullDisk(t *testing.T) {
 	if dir := os.Getenv("REPO_TEST_FULL_DISK"); dir != "" {
 		limit := syscall.Rlimit{Cur: 250, Max: 250}
 		assert.NilError(t, syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit))
-		_, err := Index(t.Context(), dir, testOptions())
+		_, err := index(t.Context(), dir, testOptions())
 		fmt.Fprintln(os.Stderr, err)
 		assert.Assert(t, errors.Is(err, syscall.EFBIG), "%v", err)
 		return
@@ -455,7 +482,7 @@ func TestIndexReadByApt(t *testing.T) {
 			t.Parallel()
 			dir, state := t.TempDir(), t.TempDir()
 			writeDeb(t, filepath.Join(dir, tc.file), control("foo-of-test", "1:1.0-1", tc.arch), "content")
-			_, err := Index(t.Context(), dir, testOptions())
+			_, err := index(t.Context(), dir, testOptions())
 			assert.NilError(t, err)
 
 			for _, d := range []string{"state/lists/partial", "cache/archives/partial", "etc/apt/preferences.d", "etc/apt/sources.list.d", "etc/apt/trusted.gpg.d", "get"} {

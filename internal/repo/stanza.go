@@ -2,6 +2,7 @@ package repo
 
 import (
 	"dkms2bin/internal/deb"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strconv"
@@ -38,7 +39,7 @@ var notFromControl = map[string]bool{
 // indexStanza returns the stanza of a package for Packages. path is that of
 // the .deb below the repository's directory. apt takes Filename as it stands,
 // blanks and percent signs too, and quotes it itself in a URL.
-func indexStanza(control deb.Stanza, path string, sum checksum) (deb.Stanza, error) {
+func indexStanza(control deb.Stanza, path string, sum []byte, size int64) (deb.Stanza, error) {
 	if strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 		return nil, fmt.Errorf("control character in the file name %q", path)
 	}
@@ -51,8 +52,8 @@ func indexStanza(control deb.Stanza, path string, sum checksum) (deb.Stanza, err
 	s = append(
 		s,
 		deb.Field{Name: "Filename", Value: "./" + path},
-		deb.Field{Name: "Size", Value: strconv.FormatInt(sum.size, 10)},
-		deb.Field{Name: "SHA256", Value: sum.sha256},
+		deb.Field{Name: "Size", Value: strconv.FormatInt(size, 10)},
+		deb.Field{Name: "SHA256", Value: hex.EncodeToString(sum)},
 	)
 	slices.SortStableFunc(s, func(a, b deb.Field) int { return rank(a) - rank(b) })
 	return s, nil

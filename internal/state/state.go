@@ -139,8 +139,11 @@ type Deb struct {
 type Index struct {
 	Directory string    `json:"directory"`
 	Packages  int       `json:"packages"`
-	Digest    string    `json:"digest"` // SHA-256 of its Release
+	Digest    string    `json:"digest"`              // SHA-256 of its Release
+	SignedBy  string    `json:"signed_by,omitempty"` // fingerprint of the key
 	Left      []Problem `json:"left_out,omitempty"`
+	Outdated  []string  `json:"outdated,omitempty"` // packages left out because they are old
+	Removed   []string  `json:"removed,omitempty"`  // files that nothing needed any more
 }
 
 // A Problem is a file that was left out of the index.

@@ -1,0 +1,312 @@
+package repo
+
+import (
+	"context"
+	"crypto/sha256"
+	"dkms2bin/internal/deb"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+)
+
+// collection is what is known of all .debs, and the cache file that has it.
+type collection struct {
+	entries   []entry
+	file      *os.File // the cache, open
+	unchanged bool     // it is the one that was there: all was known
+	pending   *os.File // the new cache, until it is at path; nil if there is none
+	path      string
+}
+
+// racy is how long after a change a file is not trusted to be known by its
+// identity: a second change within the same tick of the file system's clock
+// would not show. Some network file systems count whole seconds.
+const racy = 2_500_000_000 // nanoseconds
+
+// collect gives an entry for each of the files, in their order: from the cache,
+// or by reading the .deb, on all cores.
+func (r *Repo) collect(ctx context.Context, files []found) (_ *collection, err error) {
+	c := &collection{entries: make([]entry, len(files)), path: r.path(cacheName)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.close())
+		}
+	}()
+	known, count := 0, 0
+	if c.file, err = openRegular(c.path); err == nil {
+		i := 0
+		err = readCache(c.file, func(e entry) {
+			count++
+			for i < len(files) && files[i].path < e.path {
+				i++
+			}
+			if i < len(files) && files[i].path == e.path && files[i].id == e.id && e.id != (identity{}) {
+				c.entries[i] = e
+				known++
+			}
+		})
+	}
+	if err != nil {
+		// None, or no good: it is made anew.
+		known = 0
+		clear(c.entries)
+	} else if known == len(files) && known == count {
+		c.unchanged = true
+		return c, nil
+	}
+	if c.pending, err = os.CreateTemp(r.path(tmpDir), "cache"); err != nil {
+		return nil, err
+	}
+	now, err := c.pending.Stat() // its time is that of the file system's clock
+	if err != nil {
+		return nil, err
+	}
+	w, err := newCacheWriter(c.pending)
+	if err != nil {
+		return nil, err
+	}
+	err = r.readAll(ctx, files, c, func(e *entry, stanza []byte) error {
+		if max(e.id.mtime, e.id.ctime) > now.ModTime().UnixNano()-racy {
+			size := e.id.size
+			e.id = identity{} // for the cache: never known again
+			defer func() { e.id.size = size }()
+		}
+		return w.add(e, stanza)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := w.finish(c.pending); err != nil {
+		return nil, err
+	}
+	old := c.file
+	if c.file, err = os.Open(c.pending.Name()); err != nil {
+		return nil, err
+	}
+	if old != nil {
+		err = old.Close()
+	}
+	return c, err
+}
+
+func (c *collection) close() error {
+	var err error
+	if c.file != nil {
+		err = c.file.Close()
+	}
+	if c.pending != nil {
+		err = errors.Join(err, c.pending.Close(), os.Remove(c.pending.Name()))
+	}
+	return err
+}
+
+// stanza appends the stanza of e to buf.
+func (c *collection) stanza(buf []byte, e *entry) ([]byte, error) {
+	start := len(buf)
+	buf = append(buf, make([]byte, e.length)...)
+	_, err := c.file.ReadAt(buf[start:], e.offset)
+	return buf, err
+}
+
+// A result is an entry on its way from a worker to the one who writes.
+type result struct {
+	entry  entry
+	stanza []byte
+	err    error // the whole run fails
+}
+
+// readAll calls done for each entry in turn, whether known or read now. As many
+// .debs are read at a time as there are cores, and few are waiting to be
+// written.
+func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done func(*entry, []byte) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	type job struct {
+		index int
+		out   chan result
+	}
+	workers := runtime.GOMAXPROCS(0)
+	jobs := make(chan job)
+	order := make(chan chan result, 8*workers)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for range workers {
+		wg.Go(func() {
+			buf := make([]byte, 128<<10)
+			for j := range jobs {
+				var res result
+				if e := &c.entries[j.index]; e.path != "" {
+					res.entry = *e
+					res.stanza, res.err = c.stanza(nil, e)
+				} else {
+					res = r.readDeb(ctx, files[j.index], buf)
+				}
+				j.out <- res
+			}
+		})
+	}
+	wg.Go(func() {
+		defer close(order)
+		defer close(jobs)
+		for i := range files {
+			out := make(chan result, 1)
+			select {
+			case order <- out:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case jobs <- job{i, out}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	for i := range files {
+		out, ok := <-order
+		if !ok {
+			return ctx.Err()
+		}
+		select {
+		case res := <-out:
+			if res.err != nil {
+				return res.err
+			}
+			if err := done(&res.entry, res.stanza); err != nil {
+				return err
+			}
+			c.entries[i] = res.entry
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// readDeb reads a .deb: its entry, and the stanza with the empty line after it.
+func (r *Repo) readDeb(ctx context.Context, file found, buf []byte) result {
+	res := result{entry: entry{path: file.path, id: file.id}}
+	id, control, sum, err := readControl(ctx, r.path(file.path), buf)
+	if ctx.Err() != nil {
+		return result{err: ctx.Err()}
+	}
+	var text strings.Builder
+	if err == nil {
+		var s deb.Stanza
+		if s, err = indexStanza(control, file.path, sum, id.size); err == nil {
+			_, err = s.WriteTo(&text)
+			text.WriteByte('\n')
+		}
+	}
+	if err != nil {
+		// It may be a passing fault of the disk: it is looked at again each time.
+		res.entry.id = identity{}
+		res.entry.problem = reason(err)
+		return res
+	}
+	res.entry.id = id
+	res.entry.name, res.entry.version, res.entry.arch = control.Get("Package"), control.Get("Version"), control.Get("Architecture")
+	res.entry.sha256 = string(sum)
+	res.stanza = []byte(text.String())
+	return res
+}
+
+// readControl returns the control fields of the .deb and the digest of the file.
+func readControl(ctx context.Context, path string, buf []byte) (id identity, control deb.Stanza, sum []byte, err error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return id, nil, nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	fi, err := f.Stat()
+	if err != nil {
+		return id, nil, nil, err
+	}
+	id = identityOf(fi)
+	a, err := deb.Open(f, fi.Size())
+	if err != nil {
+		return id, nil, nil, err
+	}
+	if control, err = a.Control(); err != nil {
+		return id, nil, nil, err
+	}
+	// What apt itself needs of a stanza; the rest is as the package has it.
+	if err := errors.Join(
+		deb.ValidateName(control.Get("Package")),
+		deb.ValidateVersion(control.Get("Version")),
+		deb.ValidateArch(control.Get("Architecture")),
+	); err != nil {
+		return id, nil, nil, err
+	}
+	h := sha256.New()
+	if _, err := io.CopyBuffer(h, &contextReader{ctx, f}, buf); err != nil {
+		return id, nil, nil, err
+	}
+	if fi, err = f.Stat(); err != nil {
+		return id, nil, nil, err
+	}
+	if identityOf(fi) != id {
+		return id, nil, nil, errors.New("it changed while it was read")
+	}
+	return id, control, h.Sum(nil), nil
+}
+
+// contextReader ends the reading of a large file when ctx is done.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// selection is what becomes of the entries.
+type selection struct {
+	packages []*entry // in the index
+	outdated []*entry // old, by Keep
+	problems []Problem
+}
+
+// selectPackages sorts out which entries the index has.
+func (c *collection) selectPackages(keep Keep) (selection, error) {
+	type identity struct{ name, version, arch string }
+	seen := make(map[identity]*entry, len(c.entries))
+	var sel selection
+	for i := range c.entries {
+		e := &c.entries[i]
+		if e.problem != "" {
+			sel.problems = append(sel.problems, Problem{e.path, e.problem})
+			continue
+		}
+		id := identity{e.name, e.version, e.arch}
+		first, ok := seen[id]
+		switch {
+		case !ok:
+			seen[id] = e
+			sel.packages = append(sel.packages, e)
+		case first.sha256 != e.sha256:
+			sel.problems = append(sel.problems, Problem{e.path, fmt.Sprintf(
+				"it is %s %s %s, as %s is, but has other content", id.name, id.version, id.arch, first.path)})
+		}
+	}
+	if keep.Kernels == 0 && keep.Versions == 0 {
+		return sel, nil
+	}
+	var err error
+	sel.packages, sel.outdated, err = keep.divide(sel.packages, func(e *entry) (deb.Stanza, error) {
+		text, err := c.stanza(nil, e)
+		if err != nil {
+			return nil, err
+		}
+		return deb.ParseStanza(text)
+	})
+	return sel, err
+}

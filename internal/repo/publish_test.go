@@ -1,0 +1,337 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"gotest.tools/v3/assert"
+)
+
+// released is a run at a time after testDate, and the digest of its Packages.
+func released(t *testing.T, dir string, minutes int) (Result, string) {
+	t.Helper()
+	opt := testOptions()
+	opt.Date = testDate.Add(time.Duration(minutes) * time.Minute)
+	res, err := index(t.Context(), dir, opt)
+	assert.NilError(t, err)
+	digest, err := fileDigest(filepath.Join(dir, "Packages"))
+	assert.NilError(t, err)
+	return res, digest
+}
+
+func sweep(t *testing.T, dir string, unneeded []string, grace time.Duration) []string {
+	t.Helper()
+	r, err := Open(t.Context(), dir, nil)
+	assert.NilError(t, err)
+	removed, err := r.Sweep(unneeded, func(string) bool { return false }, grace)
+	assert.NilError(t, errors.Join(err, r.Close()))
+	return removed
+}
+
+func TestByHash(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var digests []string
+	for i := range 5 {
+		writeDeb(t, filepath.Join(dir, fmt.Sprintf("p%d.deb", i)), control(fmt.Sprintf("pp%d", i), "1", "amd64"), "")
+		res, digest := released(t, dir, i)
+		assert.Assert(t, res.Changed)
+		digests = append(digests, digest)
+		for _, ext := range []string{"", ".gz", ".zst"} {
+			digest, err := fileDigest(filepath.Join(dir, "Packages"+ext))
+			assert.NilError(t, err)
+			assert.Equal(t, read(t, dir, byHash(digest)), read(t, dir, "Packages"+ext))
+		}
+		assert.Equal(t, len(sweep(t, dir, nil, time.Hour)), 0) // a client may have the old Release
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, byHashDir))
+	assert.NilError(t, err)
+	assert.Equal(t, len(entries), 15)
+	// The last three generations stay whatever their age.
+	assert.Equal(t, len(sweep(t, dir, nil, 0)), 6)
+	for i, digest := range digests {
+		_, err := os.Stat(filepath.Join(dir, byHash(digest)))
+		assert.Equal(t, err == nil, i >= 2, "%d: %v", i, err)
+	}
+	assert.Equal(t, len(sweep(t, dir, nil, 0)), 0)
+	v, err := Verify(t.Context(), dir, nil)
+	assert.NilError(t, err)
+	assert.Equal(t, len(v.Problems), 0, "%q", v.Problems)
+	assert.Equal(t, v.Packages, 5)
+}
+
+// What is there and good is not written again.
+func TestUnchanged(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	old := time.Now().Add(-time.Hour)
+	for i := range 3 {
+		path := filepath.Join(dir, fmt.Sprintf("p%d.deb", i))
+		writeDeb(t, path, control(fmt.Sprintf("pp%d", i), "1", "amd64"), "")
+		assert.NilError(t, os.Chtimes(path, old, old))
+	}
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "broken.deb"), nil, 0o644))
+	first, _ := released(t, dir, 0)
+	assert.Assert(t, first.Changed)
+	release := read(t, dir, "Release")
+	same := func() {
+		t.Helper()
+		again, _ := released(t, dir, 1)
+		assert.Assert(t, !again.Changed)
+		again.Changed = true
+		assert.DeepEqual(t, again, first)
+		assert.Equal(t, read(t, dir, "Release"), release)
+	}
+	same()
+	assert.NilError(t, os.Chtimes(filepath.Join(dir, "p1.deb"), time.Now(), time.Now())) // read again, says the same
+	same()
+	assert.NilError(t, os.Remove(filepath.Join(dir, cacheName)))
+	same()
+
+	for minute, damage := range []func(){
+		func() { assert.NilError(t, os.Remove(filepath.Join(dir, "Packages.gz"))) },
+		func() { assert.NilError(t, os.WriteFile(filepath.Join(dir, "Packages"), []byte("?"), 0o644)) },
+		func() { assert.NilError(t, os.RemoveAll(filepath.Join(dir, "by-hash"))) },
+		func() { assert.NilError(t, os.WriteFile(filepath.Join(dir, stateName), []byte("{"), 0o644)) },
+		func() { assert.NilError(t, os.Remove(filepath.Join(dir, "dkms2bin.sources"))) },
+	} {
+		packages := read(t, dir, "Packages")
+		damage()
+		res, _ := released(t, dir, minute+2)
+		assert.Assert(t, res.Changed, "%d", minute)
+		if minute != 1 {
+			assert.Equal(t, read(t, dir, "Packages"), packages)
+		}
+		v, err := Verify(t.Context(), dir, nil)
+		assert.NilError(t, err)
+		assert.Equal(t, len(v.Problems), 0, "%q", v.Problems)
+	}
+}
+
+// A cache that lies, is damaged or stale is noticed.
+func TestCache(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	long := time.Now().Add(-time.Hour)
+	for i := range 50 {
+		path := filepath.Join(dir, fmt.Sprintf("p%02d.deb", i))
+		writeDeb(t, path, control(fmt.Sprintf("pp%d", i), "1", "amd64"), "")
+		assert.NilError(t, os.Chtimes(path, long, long))
+	}
+	released(t, dir, 0)
+	time.Sleep(racy * time.Nanosecond)
+	released(t, dir, 1)
+	cache := read(t, dir, cacheName)
+	known := func() int {
+		t.Helper()
+		r, err := Open(t.Context(), dir, nil)
+		assert.NilError(t, err)
+		files, _, err := findDebs(t.Context(), dir)
+		assert.NilError(t, err)
+		n := 0
+		if f, err := os.Open(filepath.Join(dir, cacheName)); err == nil {
+			err := readCache(f, func(e entry) {
+				if slices.ContainsFunc(files, func(f found) bool { return f.path == e.path && f.id == e.id }) {
+					n++
+				}
+			})
+			if err != nil {
+				n = -1
+			}
+			assert.NilError(t, f.Close())
+		}
+		assert.NilError(t, r.Close())
+		return n
+	}
+	assert.Equal(t, known(), 50)
+	want := ftparchive(t, dir)
+
+	for i := range 200 { // a bit anywhere
+		b := []byte(cache)
+		at := i * len(b) / 200
+		b[at] ^= 1 << (i % 8)
+		assert.NilError(t, os.WriteFile(filepath.Join(dir, cacheName), b, 0o600))
+		assert.Equal(t, known(), -1, "bit %d of byte %d", i%8, at)
+	}
+	for _, b := range []string{"", "x", cache[:len(cache)-1], cache[:len(cache)/2], cache + cache, cache + "x"} {
+		assert.NilError(t, os.WriteFile(filepath.Join(dir, cacheName), []byte(b), 0o600))
+		assert.Equal(t, known(), -1)
+		res, _ := released(t, dir, 2)
+		assert.Equal(t, len(res.Packages), 50)
+		assert.Equal(t, read(t, dir, "Packages"), want)
+	}
+	released(t, dir, 3)
+	assert.Equal(t, known(), 50)
+
+	// Other content of the same size with the old time of last change: its
+	// change time tells.
+	path := filepath.Join(dir, "p07.deb")
+	writeDeb(t, path, control("pq7", "1", "amd64"), "")
+	assert.NilError(t, os.Chtimes(path, long, long))
+	assert.Equal(t, known(), 49)
+	released(t, dir, 4)
+	assert.Assert(t, strings.Contains(read(t, dir, "Packages"), "Package: pq7\n"))
+	// It changed a moment ago, so it might change again within the same tick.
+	assert.Equal(t, known(), 49)
+
+	assert.NilError(t, os.Remove(filepath.Join(dir, "p08.deb")))
+	assert.NilError(t, os.Rename(filepath.Join(dir, "p09.deb"), filepath.Join(dir, "a.deb")))
+	released(t, dir, 5)
+	assert.Equal(t, read(t, dir, "Packages"), ftparchive(t, dir))
+}
+
+func FuzzReadCache(f *testing.F) {
+	var b strings.Builder
+	w, err := newCacheWriter(&b)
+	assert.NilError(f, err)
+	assert.NilError(f, w.add(&entry{path: "a.deb", name: "a", sha256: strings.Repeat("x", 32)}, []byte("Package: a\n\n")))
+	assert.NilError(f, w.add(&entry{path: "b.deb", problem: "bad"}, nil))
+	assert.NilError(f, w.finish(&b))
+	f.Add([]byte(b.String()))
+	f.Add([]byte(cacheMagic + "\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		path := filepath.Join(t.TempDir(), "cache")
+		assert.NilError(t, os.WriteFile(path, data, 0o600))
+		file, err := os.Open(path)
+		assert.NilError(t, err)
+		defer file.Close()
+		_ = readCache(file, func(e entry) {
+			if e.offset < 0 || e.offset+int64(e.length) > int64(len(data)) {
+				t.Errorf("stanza outside of the file: %+v", e)
+			}
+		})
+	})
+}
+
+// A publication within the second of the last one waits for the next: web
+// servers tell files apart by whole seconds.
+func TestPublishedApart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var last time.Time
+	for i := range 3 {
+		writeDeb(t, filepath.Join(dir, fmt.Sprintf("p%d.deb", i)), control(fmt.Sprintf("pp%d", i), "1", "amd64"), "")
+		res, err := index(t.Context(), dir, Options{})
+		assert.NilError(t, err)
+		assert.Assert(t, res.Date.After(last) && !res.Date.After(time.Now()), "%v", res.Date)
+		fi, err := os.Stat(filepath.Join(dir, "Release"))
+		assert.NilError(t, err)
+		assert.Assert(t, fi.ModTime().Equal(res.Date), "%v", fi.ModTime())
+		last = res.Date
+	}
+}
+
+// What a killed run left goes; what a signed repository has stays signed.
+func TestLeftovers(t *testing.T) {
+	t.Parallel()
+	dir, before := indexed(t)
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, tmpDir, ".Packages123"), []byte("half"), 0o600))
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "InRelease"), nil, 0o644))
+	_, err := index(t.Context(), dir, testOptions())
+	assert.ErrorContains(t, err, "it is signed (InRelease is there), but no key to sign with was given")
+	assert.NilError(t, os.Remove(filepath.Join(dir, "InRelease")))
+	assertUntouched(t, dir, before)
+	left, err := os.ReadDir(filepath.Join(dir, tmpDir))
+	assert.NilError(t, err)
+	assert.Equal(t, len(left), 0)
+}
+
+func TestSweep(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	outside := filepath.Join(t.TempDir(), "precious")
+	for _, path := range []string{outside, filepath.Join(dir, "logs", "a.log"), filepath.Join(dir, "b.log")} {
+		assert.NilError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		assert.NilError(t, os.WriteFile(path, nil, 0o644))
+	}
+	assert.NilError(t, os.Symlink(filepath.Dir(outside), filepath.Join(dir, "link")))
+	released(t, dir, 0)
+	assert.Equal(t, len(sweep(t, dir, []string{"logs/a.log", "b.log", "gone"}, time.Hour)), 0)
+	r, err := Open(t.Context(), dir, nil)
+	assert.NilError(t, err)
+	st := r.readState()
+	assert.Equal(t, len(st.Unneeded), 2) // not the one that is gone
+	removed, err := r.Sweep(nil, func(path string) bool { return path == "b.log" }, 0)
+	assert.NilError(t, err)
+	assert.DeepEqual(t, removed, []string{"logs/a.log"}) // remembered; the other is needed again
+	for _, path := range []string{"../precious", "link/precious", outside} {
+		_, err = r.Sweep([]string{path}, func(string) bool { return false }, 0)
+		assert.ErrorContains(t, err, "cannot remove what is not needed")
+	}
+	assert.NilError(t, r.Close())
+	_, err = os.Stat(outside)
+	assert.NilError(t, err)
+	_, err = os.Stat(filepath.Join(dir, "b.log"))
+	assert.NilError(t, err)
+}
+
+func TestVerify(t *testing.T) {
+	t.Parallel()
+	write := func(name, text string) func(dir string) {
+		return func(dir string) {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+				panic(err)
+			}
+		}
+	}
+	remove := func(name string) func(dir string) {
+		return func(dir string) {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				panic(err)
+			}
+		}
+	}
+	for _, tc := range []struct {
+		name   string
+		damage func(dir string)
+		want   string
+	}{
+		{"nothing", func(string) {}, ""},
+		{"package gone", remove("a.deb"), "a.deb: open: no such file"},
+		{"package cut", write("a.deb", "short"), "a.deb: it has 5 bytes"},
+		{"package damaged", func(dir string) {
+			b, err := os.ReadFile(filepath.Join(dir, "a.deb"))
+			if err != nil {
+				panic(err)
+			}
+			b[len(b)-1] ^= 1
+			write("a.deb", string(b))(dir)
+		}, "a.deb: its SHA-256 is"},
+		{"package not indexed is none of its business", write("c.deb", ""), ""},
+		{"Packages gone", remove("Packages"), "Packages: open: no such file"},
+		{"Packages.zst damaged", write("Packages.zst", "x"), "Packages.zst: it has 1 bytes"},
+		{"Release gone", remove("Release"), "Release: there is none: this is no repository"},
+		{"Release empty", write("Release", ""), "Release: "},
+		{"Release without the plain Packages", write("Release", "SHA256:\n "+strings.Repeat("0", 64)+" 1 Packages.gz\n"), "it does not list the uncompressed Packages"},
+		{"Release leads outside", write("Release", "SHA256:\n "+strings.Repeat("0", 64)+" 1 ../x\n"), `SHA256 has the line`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			writeDeb(t, filepath.Join(dir, "a.deb"), control("aa", "1", "amd64"), "")
+			_, err := index(t.Context(), dir, testOptions())
+			assert.NilError(t, err)
+			tc.damage(dir)
+			v, err := Verify(t.Context(), dir, nil)
+			assert.NilError(t, err)
+			var all []string
+			for _, p := range v.Problems {
+				all = append(all, p.Path+": "+p.Reason)
+			}
+			if tc.want == "" {
+				assert.Equal(t, len(all), 0, "%q", all)
+			} else {
+				assert.Assert(t, strings.Contains(strings.Join(all, "\n"), tc.want), "%q", all)
+			}
+		})
+	}
+	_, err := Verify(context.Background(), filepath.Join(t.TempDir(), "gone"), nil)
+	assert.ErrorContains(t, err, "cannot verify")
+}
