@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -14,7 +15,8 @@ import (
 // last two. Each goes when it has been unneeded for the time of grace, as
 // clients that read an older index may still want it; until then Sweep
 // remembers it, also when it is not named again. One for which needed says so
-// stays. It returns the paths that were removed.
+// stays. It returns those of the given paths that were removed, now or named
+// earlier.
 //
 // It is to be called after Index.
 func (r *Repo) Sweep(unneeded []string, needed func(path string) bool, grace time.Duration) (removed []string, err error) {
@@ -74,8 +76,9 @@ func (r *Repo) Sweep(unneeded []string, needed func(path string) bool, grace tim
 			continue
 		}
 		switch err := root.Remove(path); {
-		case err == nil:
+		case err == nil && !strings.HasPrefix(path, byHashDir):
 			removed = append(removed, path)
+		case err == nil:
 		case !errors.Is(err, fs.ErrNotExist):
 			return removed, err
 		}
