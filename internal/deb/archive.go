@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -38,6 +39,10 @@ func Open(ra io.ReaderAt, size int64) (*Archive, error) {
 }
 
 func open(ra io.ReaderAt, size int64) (*Archive, error) {
+	ra, err := readAhead(ra, size)
+	if err != nil {
+		return nil, err
+	}
 	magic := make([]byte, len(arMagic))
 	if err := readFullAt(ra, magic, 0); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
@@ -83,6 +88,29 @@ func open(ra io.ReaderAt, size int64) (*Archive, error) {
 		}
 	}
 	return nil, fmt.Errorf("more than %d members", maxMembers)
+}
+
+// ahead is a file whose beginning has been read: in most packages that is all
+// up to data.tar, so that one read takes the place of five.
+type ahead struct {
+	io.ReaderAt
+	head []byte
+}
+
+func readAhead(ra io.ReaderAt, size int64) (io.ReaderAt, error) {
+	head := make([]byte, min(size, 4<<10))
+	n, err := ra.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return ahead{ra, head[:n]}, nil
+}
+
+func (a ahead) ReadAt(p []byte, off int64) (int, error) {
+	if off >= 0 && off+int64(len(p)) <= int64(len(a.head)) {
+		return copy(p, a.head[off:]), nil
+	}
+	return a.ReaderAt.ReadAt(p, off)
 }
 
 // wanted names the member that is to come next.
@@ -186,32 +214,60 @@ func (a *Archive) Data() (*tar.Reader, io.Closer, error) {
 	return tar.NewReader(r), c, nil
 }
 
+// Readers cost far more to make than most control.tars to read.
+var (
+	gzipReaders  = sync.Pool{New: func() any { return new(gzip.Reader) }}
+	zstdDecoders = sync.Pool{New: func() any {
+		zr, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return err
+		}
+		return zr
+	}}
+)
+
+// closeFunc is a Close.
+type closeFunc func()
+
+func (f closeFunc) Close() error {
+	f()
+	return nil
+}
+
 // unpack returns a reader of a member's content, decompressed as the suffix of
-// its name tells.
+// its name tells. It is of no use once it is closed.
 func (a *Archive) unpack(m arMember) (io.Reader, io.Closer, error) {
-	r := bufio.NewReaderSize(io.NewSectionReader(a.ra, m.off, m.size), 64<<10)
-	switch suffix := m.name[strings.Index(m.name, ".tar")+len(".tar"):]; suffix {
+	r := bufio.NewReaderSize(io.NewSectionReader(a.ra, m.off, m.size), int(min(m.size, 64<<10)))
+	suffix := m.name[strings.Index(m.name, ".tar")+len(".tar"):]
+	switch suffix {
 	case "":
 		return r, io.NopCloser(nil), nil
 	case ".gz":
-		zr, err := gzip.NewReader(r)
-		if err != nil {
+		zr := gzipReaders.Get().(*gzip.Reader)
+		if err := zr.Reset(r); err != nil {
+			gzipReaders.Put(zr)
 			return nil, nil, err
 		}
-		return zr, zr, nil
+		return zr, closeFunc(sync.OnceFunc(func() { gzipReaders.Put(zr) })), nil
 	case ".xz":
-		return newXZReader(r), io.NopCloser(nil), nil
+		return newXZReader(r, xzLongest(a.ra, m)), io.NopCloser(nil), nil
 	case ".zst":
-		zr, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, nil, err
+		switch zr := zstdDecoders.Get().(type) {
+		case *zstd.Decoder:
+			if err := zr.Reset(r); err != nil {
+				return nil, nil, err
+			}
+			return zr, closeFunc(sync.OnceFunc(func() {
+				if zr.Reset(nil) == nil {
+					zstdDecoders.Put(zr)
+				}
+			})), nil
+		case error:
+			return nil, nil, zr
 		}
-		rc := zr.IOReadCloser()
-		return rc, rc, nil
-	default:
-		return nil, nil, fmt.Errorf("compression %q is not supported", suffix)
 	}
+	return nil, nil, fmt.Errorf("compression %q is not supported", suffix)
 }
 
 // limitReader fails where more than n bytes come out of r, unlike

@@ -10,10 +10,13 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -354,11 +357,11 @@ func TestXZOfXZ(t *testing.T) {
 			t.Parallel()
 			argv := append([]string{"xz", "-c"}, strings.Fields(args)...)
 			packed := run(t, append(argv, plain)...)
-			got, err := io.ReadAll(newXZReader(newBuffered(packed)))
+			got, err := io.ReadAll(newXZReader(newBuffered(packed), math.MaxInt64))
 			assert.NilError(t, err)
 			assert.Assert(t, bytes.Equal(got, content))
 			for _, cut := range []int{1, 5, 20, len(packed) / 2, len(packed) - 3} {
-				_, err := io.ReadAll(newXZReader(newBuffered(packed[:len(packed)-cut])))
+				_, err := io.ReadAll(newXZReader(newBuffered(packed[:len(packed)-cut]), math.MaxInt64))
 				assert.Assert(t, err != nil, "cut by %d", cut)
 			}
 		})
@@ -366,7 +369,7 @@ func TestXZOfXZ(t *testing.T) {
 	t.Run("filters", func(t *testing.T) {
 		t.Parallel()
 		packed := run(t, "xz", "-c", "--x86", "--lzma2", plain)
-		_, err := io.ReadAll(newXZReader(newBuffered(packed)))
+		_, err := io.ReadAll(newXZReader(newBuffered(packed), math.MaxInt64))
 		assert.ErrorContains(t, err, "filters other than LZMA2")
 	})
 }
@@ -423,4 +426,53 @@ func TestXZMemory(t *testing.T) {
 	assert.ErrorContains(t, err, "xz dictionary")
 	runtime.ReadMemStats(&after)
 	assert.Assert(t, after.TotalAlloc-before.TotalAlloc < 16<<20)
+}
+
+// An index that tells of smaller blocks than there are must not give other data.
+func TestXZLongest(t *testing.T) {
+	t.Parallel()
+	half := make([]byte, 64<<10)
+	for i := range half {
+		half[i] = byte(rand.Uint32())
+	}
+	content := slices.Concat(half, half)
+	cmd := exec.Command("xz", "-c")
+	cmd.Stdin = bytes.NewReader(content)
+	packed, err := cmd.Output()
+	assert.NilError(t, err)
+	assert.Equal(t, xzLongest(bytes.NewReader(packed), arMember{size: int64(len(packed))}), int64(len(content)))
+	for _, size := range []int{0, 11, 20, len(packed) - 1} {
+		assert.Equal(t, xzLongest(bytes.NewReader(packed[:size]), arMember{size: int64(size)}), int64(math.MaxInt64))
+	}
+	for _, longest := range []int64{int64(len(content)), 64 << 10} {
+		got, err := io.ReadAll(newXZReader(newBuffered(string(packed)), longest))
+		assert.NilError(t, err)
+		assert.Assert(t, bytes.Equal(got, content))
+	}
+	_, err = io.ReadAll(newXZReader(newBuffered(string(packed)), 4096))
+	assert.Assert(t, err != nil)
+}
+
+func BenchmarkControl(b *testing.B) {
+	for _, compression := range []string{"none", "gzip", "xz", "zstd"} {
+		b.Run(compression, func(b *testing.B) {
+			root := b.TempDir()
+			assert.NilError(b, os.Chmod(root, 0o755))
+			assert.NilError(b, os.Mkdir(filepath.Join(root, "DEBIAN"), 0o755))
+			text := "Package: foo\nVersion: 1\nArchitecture: amd64\nMaintainer: A B <ab@example.org>\nDescription: short\n" + strings.Repeat(" of some length\n", 50)
+			assert.NilError(b, os.WriteFile(filepath.Join(root, "DEBIAN", "control"), []byte(text), 0o644))
+			path := filepath.Join(b.TempDir(), "foo.deb")
+			out, err := exec.Command("dpkg-deb", "-Z"+compression, "--root-owner-group", "--build", root, path).CombinedOutput()
+			assert.NilError(b, err, string(out))
+			content, err := os.ReadFile(path)
+			assert.NilError(b, err)
+			b.ReportAllocs()
+			for b.Loop() {
+				a, err := Open(bytes.NewReader(content), int64(len(content)))
+				assert.NilError(b, err)
+				_, err = a.Control()
+				assert.NilError(b, err)
+			}
+		})
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"hash/crc32"
 	"hash/crc64"
 	"io"
+	"math"
 
 	"github.com/ulikunitz/xz/lzma"
 )
@@ -48,13 +49,49 @@ type xzReader struct {
 	announced [2]int64      // sizes in the block's header: packed, unpacked; -1 for none
 
 	blocks, total int64
+	longest       int64 // unpacked size that no block exceeds
 	// What the index must hold, as a digest: its length is not bounded.
 	records hash.Hash
 }
 
-// newXZReader returns a reader of the xz stream that r holds.
-func newXZReader(r *bufio.Reader) io.Reader {
-	return &xzReader{in: countReader{r: r}, records: sha256.New()}
+// newXZReader returns a reader of the xz stream that r holds. longest is the
+// unpacked size of its longest block, as xzLongest finds it: a dictionary need
+// not be larger, whatever the block announces. Where that is not true, reading
+// ends in an error.
+func newXZReader(r *bufio.Reader, longest int64) io.Reader {
+	return &xzReader{in: countReader{r: r}, records: sha256.New(), longest: longest}
+}
+
+// xzLongest looks ahead into the index at the end of the xz stream that m is,
+// and returns the unpacked size of its longest block; the largest number there
+// is when it cannot tell.
+func xzLongest(ra io.ReaderAt, m arMember) int64 {
+	const unknown = math.MaxInt64
+	var f [12]byte // CRC32, size of the index, flags, magic
+	if m.size < 32 || readFullAt(ra, f[:], m.off+m.size-12) != nil || string(f[10:]) != xzFooterMagic {
+		return unknown
+	}
+	size := (int64(binary.LittleEndian.Uint32(f[4:])) + 1) * 4
+	if size > min(m.size-12, 4<<10) {
+		return unknown
+	}
+	index := make([]byte, size)
+	if readFullAt(ra, index, m.off+m.size-12-size) != nil || index[0] != 0 {
+		return unknown
+	}
+	r := bytes.NewReader(index[1:])
+	n, err := xzNumber(r)
+	longest := int64(0)
+	for range min(n, size) {
+		_, err1 := xzNumber(r) // unpadded size
+		unpacked, err2 := xzNumber(r)
+		err = errors.Join(err, err1, err2)
+		longest = max(longest, unpacked)
+	}
+	if err != nil {
+		return unknown
+	}
+	return longest
 }
 
 // countReader counts what is read.
@@ -226,7 +263,7 @@ func (x *xzReader) blockHeader() (bool, error) {
 	if x.check != nil {
 		x.check.Reset()
 	}
-	x.block, err = lzma.Reader2Config{DictCap: dict}.NewReader2(&x.in)
+	x.block, err = lzma.Reader2Config{DictCap: int(max(lzma.MinDictCap, min(int64(dict), x.longest)))}.NewReader2(&x.in)
 	return true, err
 }
 
