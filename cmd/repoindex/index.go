@@ -48,16 +48,19 @@ func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err er
 		s.Msg.Warn("the Release is dated %s ahead, and never goes back: apt refuses it until then", ahead.Round(time.Second))
 		s.Msg.Hint("set the clocks of the build hosts right; to begin with a new date, remove Release and InRelease, and the lists of every client")
 	}
-	var unneeded []string
-	for _, p := range result.Outdated {
-		unneeded = append(unneeded, p.Path)
+	unneeded, logs, err := refresh(r, s.Doc, dir, opt, result)
+	if err != nil {
+		return err
 	}
-	s.Doc.Index.Outdated = unneeded
 	live := make(map[string]bool, len(result.Packages))
 	for _, p := range result.Packages {
 		live[p.Path] = true
 	}
-	needed := func(path string) bool { return live[path] }
+	for _, p := range result.Outdated {
+		s.Doc.Index.Outdated = append(s.Doc.Index.Outdated, p.Path)
+		unneeded = append(unneeded, p.Path)
+	}
+	needed := func(path string) bool { return live[path] || logs[path] }
 	if o.dryRun {
 		for _, path := range unneeded {
 			s.Msg.Info("would remove %s", diag.Printable(path))

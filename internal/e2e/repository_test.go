@@ -118,14 +118,14 @@ func (c client) update(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
 	files, err := filepath.Glob(filepath.Join(c.root, c.state, "lists", "*_Packages*"))
-	if err != nil || len(files) != 1 {
-		return "", fmt.Errorf("the lists are %v (%v)", files, err)
+	if err != nil {
+		return "", err
+	}
+	if len(files) != 1 || !strings.HasSuffix(files[0], "Packages") {
+		return "", fmt.Errorf("the lists are %v", files)
 	}
 	b, err := os.ReadFile(files[0])
-	if err == nil && strings.HasSuffix(files[0], "Packages") {
-		return string(b), nil
-	}
-	return "", fmt.Errorf("the list is %s (%v)", files[0], err)
+	return string(b), err
 }
 
 var trixie struct {

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/repo"
+	"dkms2bin/internal/state"
+	"dkms2bin/internal/status"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+const (
+	statusName = "status.json"
+	pageName   = "index.html"
+)
+
+// records are the builds of the document as status.json has them.
+func records(doc *state.Document, dir string) []status.Record {
+	if doc.Tree == nil {
+		return nil
+	}
+	var list []status.Record
+	for _, b := range doc.Builds {
+		r := status.Record{
+			Architecture: doc.Tree.Architecture, Package: b.Package, PackageVersion: b.PackageVersion,
+			Module: b.Module, ModuleVersion: b.ModuleVersion, Kernel: b.Kernel, Status: b.Status, Reason: b.Reason,
+			Stage: b.Stage, Log: below(dir, b.Log), Date: b.Started, Seconds: b.Seconds,
+		}
+		if r.Date.IsZero() { // it failed before it began
+			r.Date = doc.Tree.Created
+		}
+		for _, d := range doc.Debs {
+			if path := below(dir, d.Path); path != "" && b.ArchiveDigest != "" && d.Archive == b.ArchiveDigest {
+				r.Debs = append(r.Debs, path)
+			}
+		}
+		list = append(list, r)
+	}
+	return list
+}
+
+// below is path seen from the repository, "" when it lies elsewhere.
+func below(dir, path string) string {
+	rel, err := filepath.Rel(dir, path)
+	if err != nil || path == "" || !filepath.IsLocal(rel) {
+		return ""
+	}
+	return filepath.ToSlash(rel)
+}
+
+func exists(dir, name string) bool {
+	info, err := os.Lstat(filepath.Join(dir, name))
+	return err == nil && info.Mode().IsRegular()
+}
+
+// maxStatus bounds what is read of a status.json: a million records.
+const maxStatus = 512 << 20
+
+// previous is the status.json that is there, or an empty one.
+func previous(dir string) (_ *status.Status, err error) {
+	path := filepath.Join(dir, statusName)
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return &status.Status{Version: status.Version}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // read only
+	text, err := io.ReadAll(io.LimitReader(f, maxStatus))
+	if err != nil {
+		return nil, err
+	}
+	s, err := status.Parse(text)
+	if err != nil {
+		return nil, diag.WithHint(fmt.Errorf("%s: %w", path, err), "the packages are indexed; move that file away, and the records of builds begin anew")
+	}
+	return s, nil
+}
+
+// refresh brings status.json and index.html up to date: records of this run are
+// merged into those of all others, those of kernels that have had their time
+// go. It returns the logs that only those name.
+func refresh(r *repo.Repo, doc *state.Document, dir string, opt repo.Options, result repo.Result) (unneeded []string, logs map[string]bool, err error) {
+	added := records(doc, dir)
+	if !result.Changed && !opt.DryRun && len(added) == 0 && exists(dir, statusName) && exists(dir, pageName) {
+		return nil, nil, nil
+	}
+	s, err := previous(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.Repository = status.Repository{
+		Description: opt.Description, Origin: opt.Origin, URL: opt.URL, Updated: result.Date,
+	}
+	if opt.Key != nil {
+		s.Repository.SignedBy = opt.Key.Fingerprint
+	}
+	s.Merge(added)
+	old := result.OldKernels()
+	logs = make(map[string]bool)
+	var kept []status.Record
+	for _, rec := range s.Records {
+		if old(rec.Architecture, rec.Kernel) {
+			if rec.Log != "" {
+				unneeded = append(unneeded, rec.Log)
+			}
+			continue
+		}
+		kept = append(kept, rec)
+		logs[rec.Log] = true
+	}
+	s.Records = kept
+	s.Packages = nil
+	for _, p := range result.Packages {
+		if p.Kernel == "" {
+			continue
+		}
+		s.Packages = append(s.Packages, status.Package{
+			Name: p.Name, Version: p.Version, Architecture: p.Architecture, Filename: p.Path,
+			Module: strings.TrimSuffix(p.Name, "-modules-"+p.Kernel), Kernel: p.Kernel,
+		})
+	}
+	text, err := s.Encode()
+	if err != nil {
+		return nil, nil, err
+	}
+	page, err := s.Page()
+	if err != nil {
+		return nil, nil, err
+	}
+	if opt.DryRun {
+		return unneeded, logs, nil
+	}
+	if err := r.Replace(statusName, text); err != nil {
+		return nil, nil, err
+	}
+	return unneeded, logs, r.Replace(pageName, page)
+}

@@ -1,0 +1,93 @@
+// Bench is what scripts/bench does not do in shell: it makes packages, and
+// measures commands.
+//
+//	bench DIR N [FIRST]            makes N packages in DIR
+//	bench -measure NAME -- COMMAND  prints NAME, seconds and peak memory in KiB
+package main
+
+import (
+	"dkms2bin/internal/deb"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) > 3 && args[0] == "-measure" {
+		return measure(args[1], args[3:])
+	}
+	if len(args) < 2 {
+		return errors.New("usage: bench DIR N [FIRST]")
+	}
+	count, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	first := ""
+	if len(args) > 2 {
+		first = "-again" + args[2]
+	}
+	for i := range count {
+		if err := pack(args[0], i, first); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measure runs a command and prints what it took.
+func measure(name string, argv []string) error {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	start := time.Now()
+	out, err := cmd.CombinedOutput()
+	seconds := time.Since(start).Seconds()
+	if err != nil {
+		return fmt.Errorf("%q: %w\n%s", argv, err, out)
+	}
+	usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	if !ok {
+		return errors.New("no resource usage")
+	}
+	_, err = fmt.Fprintf(os.Stdout, "%s %.4f %d\n", name, seconds, usage.Maxrss)
+	return err
+}
+
+// pack makes a package as large as that of a small module, with a control file
+// of 1 KiB.
+func pack(dir string, i int, suffix string) (err error) {
+	name := fmt.Sprintf("made%d%s-modules-6.1.0-%d-amd64", i%100, suffix, i/100)
+	c := deb.Stanza{
+		{Name: "Package", Value: name},
+		{Name: "Version", Value: fmt.Sprintf("1.%d-1+6.1.192.2", i)},
+		{Name: "Architecture", Value: "amd64"},
+		{Name: "Maintainer", Value: "A B <ab@example.org>"},
+		{Name: "Depends", Value: fmt.Sprintf("linux-image-6.1.0-%d-amd64 | linux-image-6.1.0-%[1]d-amd64-unsigned", i/100)},
+		{Name: "Section", Value: "kernel"},
+		{Name: "Description", Value: fmt.Sprintf("made package %d", i) +
+			strings.Repeat(fmt.Sprintf("\n of some length, number %d, as descriptions of packages are", i*7919), 12)},
+	}
+	content := strings.Repeat(fmt.Sprintln("module", i, name), 400)
+	f, err := os.Create(filepath.Join(dir, deb.Filename(c)))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return deb.Write(f, deb.Package{Control: c, Time: time.Unix(1_700_000_000, 0), Files: []deb.File{{
+		Path: "/lib/modules/made/" + name + ".ko", Size: int64(len(content)),
+		Open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil },
+	}}})
+}

@@ -1,0 +1,209 @@
+// Package status is the account of a repository for people and programs that
+// want to know what it has: the records of all builds, failed ones too, merged
+// over runs and hosts, and the page made of them. status.json is what [Status]
+// encodes to, index.html is its [Status.Page].
+//
+// The package takes and gives bytes; it reads and writes no files. Everything
+// that comes from a status.json or from the names of packages is foreign text.
+package status
+
+import (
+	"bytes"
+	"cmp"
+	"dkms2bin/internal/diag"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Version is the version of status.json that this package reads and writes.
+const Version = 1
+
+// Status is the content of status.json. Paths in it are slash-separated and
+// below the repository's directory; paths of a build host and credentials are
+// never in it.
+type Status struct {
+	Version    int        `json:"version"`
+	Repository Repository `json:"repository"`
+	Records    []Record   `json:"records"`
+	Packages   []Package  `json:"packages"`
+}
+
+// Repository says what the repository is.
+type Repository struct {
+	Description string    `json:"description"`
+	Origin      string    `json:"origin"`
+	URL         string    `json:"url,omitempty"`       // where clients find it; empty if not known
+	SignedBy    string    `json:"signed_by,omitempty"` // fingerprint of the key; empty for an unsigned one
+	Updated     time.Time `json:"updated"`             // when its content last changed
+}
+
+// Record is what came of building one module for one kernel.
+type Record struct {
+	Architecture   string    `json:"architecture"`              // as dpkg names it
+	Package        string    `json:"package"`                   // the -dkms package
+	PackageVersion string    `json:"package_version,omitempty"` // empty if not known
+	Module         string    `json:"module,omitempty"`          // as dkms names it; empty if the package could not be installed
+	ModuleVersion  string    `json:"module_version,omitempty"`
+	Kernel         string    `json:"kernel"` // as uname -r prints it
+	Status         string    `json:"status"`
+	Reason         string    `json:"reason,omitempty"` // why it was skipped or failed, in one line
+	Stage          string    `json:"stage,omitempty"`  // the program that found the failure
+	Log            string    `json:"log,omitempty"`
+	Debs           []string  `json:"debs,omitempty"` // paths of the packages made of it
+	Date           time.Time `json:"date"`
+	Seconds        float64   `json:"seconds,omitempty"` // that it took
+}
+
+// What can become of a build.
+const (
+	Built   = "built"
+	Skipped = "skipped"
+	Failed  = "failed"
+)
+
+// Package is a binary package of the repository.
+type Package struct {
+	Name         string `json:"name"`
+	Version      string `json:"version"`
+	Architecture string `json:"architecture"`
+	Filename     string `json:"filename"`
+	Module       string `json:"module,omitempty"` // if known; the page otherwise goes by the name
+	Kernel       string `json:"kernel,omitempty"` // that it is for, also in the spelling of package names; empty for none
+}
+
+// Parse reads a status.json, whose size is for the caller to bound. What it does
+// not understand, unknown fields too, is an error: written again, they were lost.
+func Parse(raw []byte) (_ *Status, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot read the status: %w", err)
+		}
+	}()
+	// The version comes first: what else is unknown in a later one is of no
+	// interest.
+	var head struct {
+		Version *int `json:"version"`
+	}
+	if err := json.Unmarshal(raw, &head); err != nil {
+		return nil, err
+	}
+	if head.Version == nil {
+		return nil, errors.New("it has no version")
+	}
+	if *head.Version != Version {
+		return nil, diag.WithHint(fmt.Errorf("it has version %d, this program knows version %d", *head.Version, Version),
+			"use the same version of dkms2bin on all hosts that share a repository")
+	}
+	s := &Status{}
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(s); err != nil {
+		return nil, err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something follows it")
+	}
+	for i, r := range s.Records {
+		if !slices.Contains([]string{Built, Skipped, Failed}, r.Status) {
+			return nil, fmt.Errorf("record %d has the unknown status %q", i+1, r.Status)
+		}
+	}
+	return s, nil
+}
+
+// Encode gives what Parse reads: the same bytes for the same records and
+// packages, whatever their order.
+func (s *Status) Encode() ([]byte, error) {
+	sorted := Status{
+		Version: Version, Repository: s.Repository,
+		Records:  append([]Record{}, s.Records...), // a list in JSON even when empty
+		Packages: append([]Package{}, s.Packages...),
+	}
+	sorted.Repository.Updated = s.Repository.Updated.UTC()
+	for i := range sorted.Records {
+		sorted.Records[i].Date = sorted.Records[i].Date.UTC()
+	}
+	slices.SortFunc(sorted.Records, compareRecords)
+	slices.SortFunc(sorted.Packages, func(a, b Package) int {
+		return cmp.Or(cmp.Compare(a.Filename, b.Filename), cmp.Compare(fmt.Sprintf("%q", a), fmt.Sprintf("%q", b)))
+	})
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(sorted); err != nil {
+		return nil, fmt.Errorf("cannot encode the status: %w", err)
+	}
+	return buf.Bytes(), nil
+}
+
+// key is what there is one record of.
+type key struct{ arch, pkg, version, module, moduleVersion, kernel string }
+
+func (r Record) key() key {
+	return key{r.Architecture, r.Package, r.PackageVersion, r.Module, r.ModuleVersion, r.Kernel}
+}
+
+// installation is the key of a package that could not be installed: it brought
+// no module, and perhaps no version.
+func (k key) installation(version string) key {
+	return key{arch: k.arch, pkg: k.pkg, version: version, kernel: k.kernel}
+}
+
+// compareRecords orders records by their keys, those of one key by date and,
+// where that is the same, by all the rest: only equal records compare as equal.
+func compareRecords(a, b Record) int {
+	x, y := a.key(), b.key()
+	c := cmp.Or(
+		cmp.Compare(x.arch, y.arch), cmp.Compare(x.pkg, y.pkg), cmp.Compare(x.version, y.version),
+		cmp.Compare(x.module, y.module), cmp.Compare(x.moduleVersion, y.moduleVersion), cmp.Compare(x.kernel, y.kernel),
+		a.Date.Compare(b.Date),
+	)
+	if c != 0 {
+		return c
+	}
+	rest := func(r Record) string {
+		return fmt.Sprintf("%q %v", append([]string{r.Status, r.Reason, r.Stage, r.Log}, r.Debs...), r.Seconds)
+	}
+	return cmp.Compare(rest(a), rest(b))
+}
+
+// Merge adds records, perhaps of other runs or hosts. Of those for the same
+// architecture, package, module, versions of both, and kernel the one with the
+// latest date stays. That a package could not be installed is forgotten once
+// there is a module of that version for that kernel that is not older; of any
+// version, where the record has none.
+//
+// The result depends neither on the order of the records nor on how often they
+// are merged.
+func (s *Status) Merge(records []Record) {
+	latest := make(map[key]Record)
+	for _, r := range slices.Concat(s.Records, records) {
+		r.Date = r.Date.UTC()
+		if old, ok := latest[r.key()]; !ok || compareRecords(r, old) > 0 {
+			latest[r.key()] = r
+		}
+	}
+	installed := make(map[key]time.Time)
+	for k, r := range latest {
+		if k.module == "" {
+			continue
+		}
+		for _, version := range []string{k.version, ""} {
+			i := k.installation(version)
+			if date, ok := installed[i]; !ok || r.Date.After(date) {
+				installed[i] = r.Date
+			}
+		}
+	}
+	maps.DeleteFunc(latest, func(k key, r Record) bool {
+		date, ok := installed[k.installation(k.version)]
+		return k.module == "" && ok && !date.Before(r.Date)
+	})
+	s.Records = slices.SortedFunc(maps.Values(latest), compareRecords)
+}
