@@ -8,6 +8,8 @@ import (
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/deb"
 	"dkms2bin/internal/repo"
+	"dkms2bin/internal/state"
+	"dkms2bin/internal/status"
 	"errors"
 	"fmt"
 	"io"
@@ -38,10 +40,14 @@ func rounds(normal, nightly int) int {
 // putDeb makes a package in a repository, as debextract does: whole or not at all.
 func putDeb(t *testing.T, dir, name, version string) {
 	t.Helper()
+	arch := "all"
+	if repo.KernelOf(name) != "" {
+		arch = "amd64"
+	}
 	c := deb.Stanza{
 		{Name: "Package", Value: name},
 		{Name: "Version", Value: version},
-		{Name: "Architecture", Value: "all"},
+		{Name: "Architecture", Value: arch},
 		{Name: "Maintainer", Value: "A B <ab@example.org>"},
 		{Name: "Description", Value: "made for a test"},
 	}
@@ -408,4 +414,69 @@ func fileSum(t *testing.T, path string) [32]byte {
 	b, err := os.ReadFile(path)
 	assert.NilError(t, err)
 	return sha256.Sum256(b)
+}
+
+// TestPrune: packages, logs and records of old kernels go, once they have been
+// out of the index for the grace period; records of several runs are merged.
+func TestPrune(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	assert.NilError(t, os.Mkdir(filepath.Join(dir, "logs"), 0o755))
+	// A run for a kernel, as debextract hands it on: x is built, y is not.
+	document := func(n int) []byte {
+		release := fmt.Sprintf("6.1.0-%d-amd64", n)
+		putDeb(t, dir, "x-modules-"+release, "1.0+6.1")
+		doc := &state.Document{
+			Version: state.Version, OutDir: dir,
+			Tree: &state.Tree{Path: "/gone", Distribution: "debian", Suite: "bookworm", Architecture: "amd64", Repositories: []state.Repository{}, Created: time.Now().UTC()},
+		}
+		for _, b := range []state.Build{{Module: "x", Status: state.Built}, {Module: "y", Status: state.Failed, Reason: "error: <no> such thing"}} {
+			b.Package, b.ModuleVersion, b.PackageVersion, b.Kernel = b.Module+"-dkms", "1.0", "1.0", release
+			b.Log = filepath.Join(dir, "logs", b.Module+"-1.0-"+release+".log")
+			b.Started = time.Now().UTC()
+			assert.NilError(t, os.WriteFile(b.Log, nil, 0o644))
+			doc.Builds = append(doc.Builds, b)
+		}
+		raw, err := doc.Encode()
+		assert.NilError(t, err)
+		return raw
+	}
+	parse := func() *status.Status {
+		raw, err := os.ReadFile(filepath.Join(dir, "status.json"))
+		assert.NilError(t, err)
+		s, err := status.Parse(raw)
+		assert.NilError(t, err)
+		return s
+	}
+	for n := range 3 {
+		command{name: "repoindex", stdin: document(n + 8)}.run(t).mustExit(t, 3)
+	}
+	assert.Equal(t, len(parse().Records), 6)
+	assert.Equal(t, len(parse().Packages), 3)
+
+	dry := command{name: "repoindex", args: []string{"--keep-kernels", "1", "--dry-run", dir}}.run(t).mustExit(t, 0)
+	for _, n := range []string{"8", "9"} {
+		dry.mustSay(t, "would remove x-modules-6.1.0-"+n+"-amd64_1.0+6.1_amd64.deb", "would remove logs/x-1.0-6.1.0-"+n+"-amd64.log", "would remove logs/y-1.0-6.1.0-"+n+"-amd64.log")
+	}
+	assert.Equal(t, len(dry.doc.Index.Outdated), 2)
+	assert.Equal(t, len(parse().Records), 6)
+
+	keep := []string{"--keep-kernels", "1", dir}
+	r := command{name: "repoindex", args: keep}.run(t).mustExit(t, 0)
+	assert.Equal(t, len(r.doc.Index.Removed), 0) // clients may still have the old index
+	assert.Equal(t, r.doc.Index.Packages, 1)
+	assert.Equal(t, len(debFiles(t, dir)), 3)
+	s := parse()
+	assert.Equal(t, len(s.Records), 2)
+	assert.Equal(t, s.Records[0].Kernel, "6.1.0-10-amd64")
+
+	r = command{name: "repoindex", args: append([]string{"--grace-period", "0s"}, keep...)}.run(t).mustExit(t, 0)
+	assert.Equal(t, len(r.doc.Index.Removed), 6)
+	assert.Equal(t, len(debFiles(t, dir)), 1)
+	logs, err := os.ReadDir(filepath.Join(dir, "logs"))
+	assert.NilError(t, err)
+	assert.Equal(t, len(logs), 2)
+	page, err := os.ReadFile(filepath.Join(dir, "index.html"))
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(string(page), "error: &lt;no&gt; such thing"))
 }
