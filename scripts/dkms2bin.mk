@@ -18,6 +18,7 @@ STATE_DIR ?= $(OUT_DIR)/state
 MKCHROOT_FLAGS ?=
 DKMSBUILD_FLAGS ?=
 DEBEXTRACT_FLAGS ?=
+REPOINDEX_FLAGS ?=
 BIN ?= $(dir $(realpath $(lastword $(MAKEFILE_LIST))))../bin/
 
 kernels := $(or $(KVERS),current)
@@ -62,8 +63,8 @@ endef
 
 # $(call failures,DOCUMENT...) prints a line for each failed build, and for each
 # file that was left out of the index.
-failures = jq -r '(.builds[]? | select(.status == "failed") | "failed: \(.package) for \(.kernel): \(.reason)"), \
-	(.index.left_out[]? | "not indexed: \(.path): \(.reason)") | gsub("\\s*\n\\s*"; " ")' $(1)
+failures = jq -rs '[.[] | (.builds[]? | select(.status == "failed") | "failed: \(.package) for \(.kernel): \(.reason)"), \
+	(.index.left_out[]? | "not indexed: \(.path): \(.reason)") | gsub("\\s*\n\\s*"; " ")] | unique[]' $(1)
 
 .PHONY: all index clean
 # An interrupted make deletes targets that have just changed, and with tree.json
@@ -74,9 +75,12 @@ all: index
 	@list=$$($(call failures,$(debs) $(STATE_DIR)/index.json)) || exit 1; \
 	[ -z "$$list" ] || { printf '%s\n' "$$list" >&2; exit 3; }
 
-# Exit 3 says that files were left out; `all` names them.
+# Each document brings the records of its builds. Exit 3 says that builds failed
+# or files were left out; `all` names them.
 index: $(debs)
-	@$(BIN)repoindex $(OUT_DIR) >$(STATE_DIR)/index.json.new || [ $$? -eq 3 ]
+	@for document in $(debs); do \
+		$(BIN)repoindex $(REPOINDEX_FLAGS) <$$document >$(STATE_DIR)/index.json.new || [ $$? -eq 3 ] || exit 1; \
+	done
 	@mv $(STATE_DIR)/index.json.new $(STATE_DIR)/index.json
 
 $(tree):
