@@ -116,6 +116,8 @@ type matrix struct {
 
 func (m *matrix) Few() bool { return len(m.Modules) <= fewModules }
 
+func (m *matrix) Columns() int { return 1 + len(m.Modules) }
+
 func (m *matrix) Kernels() int {
 	n := 0
 	for _, f := range m.Flavours {
@@ -126,10 +128,17 @@ func (m *matrix) Kernels() int {
 
 // module is a column of the matrix, and a section of the details.
 type module struct {
-	Name, ID string
-	Counts   counts
-	Groups   []*group
+	Name   string
+	ID     anchor
+	Counts counts
+	Groups []*group
 }
+
+// anchor is an ID in the page, with all percent-encoded that a URL would have
+// so; so it is found by any address that leads to it.
+type anchor string
+
+func (a anchor) Href() string { return "#" + string(a) }
 
 // flavour is a group of rows, the newest kernel first.
 type flavour struct {
@@ -144,7 +153,8 @@ type row struct {
 
 // cell is one module for one kernel: its newest version, and earlier ones.
 type cell struct {
-	ID, Kernel string
+	ID     anchor
+	Kernel string
 	*outcome
 	Earlier []*outcome
 }
@@ -164,6 +174,11 @@ type outcome struct {
 	Packages                               []link
 
 	record Record
+}
+
+// Sign stands for the status where there is no room for a word.
+func (o *outcome) Sign() string {
+	return map[string]string{Built: "✓", Failed: "✗", Skipped: "○"}[o.Status]
 }
 
 // headline is what outcomes of one group have in common.
@@ -337,8 +352,10 @@ func (b *builder) matrices(total *counts) []*matrix {
 	for _, arch := range sortedKeys(archs, strings.Compare) {
 		m := &matrix{Name: cmp.Or(show(arch), "unknown")}
 		modules := sortedKeys(archs[arch].modules, strings.Compare)
-		for _, module := range modules {
-			m.column(arch, b.modules[module])
+		for _, name := range modules {
+			m.Modules = append(m.Modules, &module{
+				Name: cmp.Or(b.modules[name], "unknown"), ID: anchor(escape(arch) + "/" + escape(name)),
+			})
 		}
 		for _, k := range sortedKeys(archs[arch].kernels, kernelOrder(arch)) {
 			name := cmp.Or(b.kernels[k], "unknown")
@@ -346,7 +363,7 @@ func (b *builder) matrices(total *counts) []*matrix {
 			for i, module := range modules {
 				c := b.cell(place{arch, module, k}, name)
 				if c != nil {
-					c.ID = m.Modules[i].ID + "/" + escape(name)
+					c.ID = m.Modules[i].ID + "/" + anchor(escape(k))
 				}
 				r.Cells = append(r.Cells, c)
 				total.add(c)
@@ -359,11 +376,6 @@ func (b *builder) matrices(total *counts) []*matrix {
 		all = append(all, m)
 	}
 	return all
-}
-
-func (m *matrix) column(arch, name string) {
-	name = cmp.Or(name, "unknown")
-	m.Modules = append(m.Modules, &module{Name: name, ID: escape(arch) + "/" + escape(name)})
 }
 
 // row adds a row for a kernel, and a flavour where it is of another one than the

@@ -7,13 +7,13 @@
   const radios = [...form.elements.status];
   const output = form.querySelector("output");
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const number = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
+  const number = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
   const fewResults = 150; // up to which the details open by themselves
 
   const target = (link) => document.getElementById(link.getAttribute("href").slice(1));
   const headline = (group) => all("h4, p", group).map((e) => e.textContent).join(" ");
 
-  // The model of all matrices, made when it is first needed.
+  // The model of all matrices, made when there is time or it is first needed.
   let matrices;
   function read() {
     const heads = new Map();
@@ -88,7 +88,7 @@
     for (const section of all(".details")) section.hidden = !section.querySelector("details:not([hidden])");
     if (!active) wasOpen.clear();
     output.textContent = !active ? "" : shown === 0 ? "Nothing matches." :
-      `${shown.toLocaleString("en")} of ${cells.toLocaleString("en")} match: ${number(modules, "module")}, ${number(kernels, "kernel")}.`;
+      `${shown} of ${cells} match: ${number(modules, "module")}, ${number(kernels, "kernel")}.`;
     return active && new URLSearchParams({ ...(query.value && { q: query.value }), ...(status && { status }) }).toString();
   }
 
@@ -167,6 +167,8 @@
     });
   }
 
+  const later = window.requestIdleCallback ?? setTimeout; // Safari has none
+  later(() => { matrices ??= read(); });
   document.body.classList.add("live");
   for (const e of [...radios, query.parentElement]) e.hidden = false;
   form.addEventListener("submit", (event) => event.preventDefault());

@@ -109,11 +109,24 @@ func Parse(raw []byte) (_ *Status, err error) {
 		return nil, errors.New("something follows it")
 	}
 	for i, r := range s.Records {
+		if !encodable(r.Date) {
+			return nil, fmt.Errorf("the date of record %d is not in the years 0 to 9999", i+1)
+		}
 		if !slices.Contains([]string{Built, Skipped, Failed}, r.Status) {
 			return nil, fmt.Errorf("record %d has the unknown status %q", i+1, r.Status)
 		}
 	}
+	if !encodable(s.Repository.Updated) {
+		return nil, errors.New("its date is not in the years 0 to 9999")
+	}
 	return s, nil
+}
+
+// encodable says whether RFC 3339 has a form for a time in UTC: it may have one
+// in another zone alone.
+func encodable(t time.Time) bool {
+	year := t.UTC().Year()
+	return 0 <= year && year <= 9999
 }
 
 // Encode gives what Parse reads: the same bytes for the same records and
