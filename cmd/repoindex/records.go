@@ -30,6 +30,11 @@ func records(doc *state.Document, dir string) []status.Record {
 			Module: b.Module, ModuleVersion: b.ModuleVersion, Kernel: b.Kernel, Status: b.Status, Reason: b.Reason,
 			Stage: b.Stage, Log: below(dir, b.Log), Date: b.Started, Seconds: b.Seconds,
 		}
+		if filepath.IsAbs(r.Package) {
+			// A source directory or .deb that could not be installed: where it lies
+			// is nobody's business.
+			r.Package = filepath.Base(r.Package)
+		}
 		if r.Date.IsZero() { // it failed before it began
 			r.Date = doc.Tree.Created
 		}
@@ -117,12 +122,13 @@ func refresh(r *repo.Repo, doc *state.Document, dir string, opt repo.Options, re
 	s.Records = kept
 	s.Packages = nil
 	for _, p := range result.Packages {
-		if p.Kernel == "" {
-			continue
+		module := ""
+		if p.Kernel != "" {
+			module = strings.TrimSuffix(p.Name, "-modules-"+p.Kernel)
 		}
 		s.Packages = append(s.Packages, status.Package{
 			Name: p.Name, Version: p.Version, Architecture: p.Architecture, Filename: p.Path,
-			Module: strings.TrimSuffix(p.Name, "-modules-"+p.Kernel), Kernel: p.Kernel,
+			Module: module, Kernel: p.Kernel,
 		})
 	}
 	text, err := s.Encode()
