@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -216,7 +217,7 @@ func (r *Repo) Index(ctx context.Context, opt Options) (_ Result, err error) {
 	for _, e := range sel.outdated {
 		res.Outdated = append(res.Outdated, e.pkg())
 	}
-	slices.SortFunc(res.Problems, func(a, b Problem) int { return cmpStrings(a.Path, b.Path) })
+	slices.SortFunc(res.Problems, func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
 	if opt.DryRun {
 		return res, nil
 	}
@@ -229,16 +230,6 @@ func (r *Repo) Index(ctx context.Context, opt Options) (_ Result, err error) {
 		return Result{}, err
 	}
 	return res, nil
-}
-
-func cmpStrings(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // reason is the text of an error without the path, which a Problem has itself.

@@ -78,7 +78,7 @@ func findDebs(ctx context.Context, dir string) (files []found, problems []Proble
 	if err != nil {
 		return nil, nil, err
 	}
-	slices.SortFunc(files, func(a, b found) int { return cmpStrings(a.path, b.path) })
+	slices.SortFunc(files, func(a, b found) int { return strings.Compare(a.path, b.path) })
 	return files, problems, nil
 }
 

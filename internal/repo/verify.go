@@ -93,7 +93,7 @@ func Verify(ctx context.Context, dir string, keyring []byte) (_ Verified, err er
 		v.problem("Packages", err)
 	}
 	slices.SortFunc(v.Problems, func(a, b Problem) int {
-		return cmpStrings(a.Path+"\x00"+a.Reason, b.Path+"\x00"+b.Reason)
+		return strings.Compare(a.Path+"\x00"+a.Reason, b.Path+"\x00"+b.Reason)
 	})
 	return v.Verified, ctx.Err()
 }
