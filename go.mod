@@ -6,8 +6,8 @@ require (
 	github.com/google/renameio/v2 v2.0.2
 	github.com/klauspost/compress v1.20.3
 	github.com/klauspost/pgzip v1.3.0
+	github.com/mikelolasagasti/xz v1.0.1
 	github.com/peterbourgon/ff/v3 v3.4.0
-	github.com/ulikunitz/xz v0.5.17
 	golang.org/x/sys v0.49.0
 )
 

@@ -11,12 +11,14 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/mikelolasagasti/xz"
 )
 
 const (
 	maxControl    = 1 << 20  // bytes of the control file
 	maxControlTar = 32 << 20 // bytes of control.tar, unpacked
 	maxWindow     = 128 << 20
+	maxDict       = 64 << 20 // the dictionary of xz -9, the largest of xz's presets
 	maxMembers    = 64 // of the ar file, up to data.tar
 )
 
@@ -217,6 +219,15 @@ func (a *Archive) Data() (*tar.Reader, io.Closer, error) {
 // Readers cost far more to make than most control.tars to read.
 var (
 	gzipReaders  = sync.Pool{New: func() any { return new(gzip.Reader) }}
+	// Their dictionaries stay as large as any that a package announced, but only
+	// as much of them is touched as is unpacked.
+	xzReaders = sync.Pool{New: func() any {
+		zr, err := xz.NewReader(nil, maxDict)
+		if err != nil {
+			return err
+		}
+		return zr
+	}}
 	zstdDecoders = sync.Pool{New: func() any {
 		zr, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxWindow))
@@ -251,7 +262,16 @@ func (a *Archive) unpack(m arMember) (io.Reader, io.Closer, error) {
 		}
 		return zr, closeFunc(sync.OnceFunc(func() { gzipReaders.Put(zr) })), nil
 	case ".xz":
-		return newXZReader(r, xzLongest(a.ra, m)), io.NopCloser(nil), nil
+		switch zr := xzReaders.Get().(type) {
+		case *xz.Reader:
+			if err := zr.Reset(r); err != nil {
+				xzReaders.Put(zr)
+				return nil, nil, err
+			}
+			return zr, closeFunc(sync.OnceFunc(func() { xzReaders.Put(zr) })), nil
+		case error:
+			return nil, nil, zr
+		}
 	case ".zst":
 		switch zr := zstdDecoders.Get().(type) {
 		case *zstd.Decoder:
