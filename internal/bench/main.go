@@ -1,18 +1,23 @@
 // Bench is what scripts/bench does not do in shell: it makes packages, and
 // measures commands.
 //
-//	bench DIR N [FIRST]            makes N packages in DIR
-//	bench -measure NAME -- COMMAND  prints NAME, seconds and peak memory in KiB
+//	bench DIR N [SUFFIX]            makes N packages in DIR
+//	bench -measure NAME -- COMMAND  prints NAME, seconds, those of all cores, and
+//	                                peak memory in KiB
 package main
 
 import (
+	"crypto/sha256"
 	"dkms2bin/internal/deb"
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,22 +36,31 @@ func run(args []string) error {
 		return measure(args[1], args[3:])
 	}
 	if len(args) < 2 {
-		return errors.New("usage: bench DIR N [FIRST]")
+		return errors.New("usage: bench DIR N [SUFFIX]")
 	}
 	count, err := strconv.Atoi(args[1])
 	if err != nil {
 		return err
 	}
-	first := ""
+	suffix := ""
 	if len(args) > 2 {
-		first = "-again" + args[2]
+		suffix = "-again" + args[2]
 	}
-	for i := range count {
-		if err := pack(args[0], i, first); err != nil {
-			return err
-		}
+	workers := runtime.GOMAXPROCS(0)
+	failed := make(chan error, workers)
+	for w := range workers {
+		go func() {
+			var err error
+			for i := w; i < count && err == nil; i += workers {
+				err = pack(args[0], i, suffix)
+			}
+			failed <- err
+		}()
 	}
-	return nil
+	for range workers {
+		err = errors.Join(err, <-failed)
+	}
+	return err
 }
 
 // measure runs a command and prints what it took.
@@ -62,12 +76,16 @@ func measure(name string, argv []string) error {
 	if !ok {
 		return errors.New("no resource usage")
 	}
-	_, err = fmt.Fprintf(os.Stdout, "%s %.4f %d\n", name, seconds, usage.Maxrss)
+	cores := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	_, err = fmt.Fprintf(os.Stdout, "%s %.4f %.4f %d\n", name, seconds, cores.Seconds(), usage.Maxrss)
 	return err
 }
 
-// pack makes a package as large as that of a small module, with a control file
-// of 1 KiB.
+// Most packages of kernel modules have 16 to 512 KiB.
+const smallest, doublings = 16 << 10, 5
+
+// pack makes a package with a control file of 1 KiB and a module that does not
+// compress. Sizes are spread evenly over their logarithm.
 func pack(dir string, i int, suffix string) (err error) {
 	name := fmt.Sprintf("made%d%s-modules-6.1.0-%d-amd64", i%100, suffix, i/100)
 	c := deb.Stanza{
@@ -80,14 +98,17 @@ func pack(dir string, i int, suffix string) (err error) {
 		{Name: "Description", Value: fmt.Sprintf("made package %d", i) +
 			strings.Repeat(fmt.Sprintf("\n of some length, number %d, as descriptions of packages are", i*7919), 12)},
 	}
-	content := strings.Repeat(fmt.Sprintln("module", i, name), 400)
+	size := int64(smallest * math.Exp2(doublings*float64(i*61%100)/100))
 	f, err := os.Create(filepath.Join(dir, deb.Filename(c)))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	return deb.Write(f, deb.Package{Control: c, Time: time.Unix(1_700_000_000, 0), Files: []deb.File{{
-		Path: "/lib/modules/made/" + name + ".ko", Size: int64(len(content)),
-		Open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil },
+		Path: "/lib/modules/made/" + name + ".ko", Size: size,
+		Open: func() (io.ReadCloser, error) {
+			content := rand.NewChaCha8(sha256.Sum256([]byte(name)))
+			return io.NopCloser(io.LimitReader(content, size)), nil
+		},
 	}}})
 }
