@@ -178,7 +178,15 @@ type outcome struct {
 
 // Sign stands for the status where there is no room for a word.
 func (o *outcome) Sign() string {
-	return map[string]string{Built: "✓", Failed: "✗", Skipped: "○"}[o.Status]
+	switch o.Status {
+	case Built:
+		return "✓"
+	case Failed:
+		return "✗"
+	case Skipped:
+		return "○"
+	}
+	return ""
 }
 
 // headline is what outcomes of one group have in common.
