@@ -32,6 +32,9 @@ func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
+	added := records(s.Doc, dir)
+	ahead := make(chan account, 1)
+	opt.Ahead = func(result repo.Result) { ahead <- accountOf(added, dir, opt, result) }
 	result, err := r.Index(ctx, opt)
 	if err != nil {
 		return err
@@ -48,10 +51,20 @@ func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err er
 		s.Msg.Warn("the Release is dated %s ahead, and never goes back: apt refuses it until then", ahead.Round(time.Second))
 		s.Msg.Hint("set the clocks of the build hosts right; to begin with a new date, remove Release and InRelease, and the lists of every client")
 	}
-	unneeded, logs, err := refresh(r, s.Doc, dir, opt, result)
-	if err != nil {
-		return err
+	var a account
+	switch {
+	case result.Changed:
+		a = <-ahead
+	case o.dryRun || len(added) > 0 || !exists(dir, statusName) || !exists(dir, pageName):
+		a = accountOf(added, dir, opt, result)
 	}
+	if a.err == nil && a.status != nil && !o.dryRun {
+		a.err = a.write(r)
+	}
+	if a.err != nil {
+		return a.err
+	}
+	unneeded, logs := a.unneeded, a.logs
 	live := make(map[string]bool, len(result.Packages))
 	for _, p := range result.Packages {
 		live[p.Path] = true

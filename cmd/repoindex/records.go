@@ -87,17 +87,20 @@ func previous(dir string) (_ *status.Status, err error) {
 	return s, nil
 }
 
-// refresh brings status.json and index.html up to date: records of this run are
-// merged into those of all others, those of kernels that have had their time
-// go. It returns the logs that only those name.
-func refresh(r *repo.Repo, doc *state.Document, dir string, opt repo.Options, result repo.Result) (unneeded []string, logs map[string]bool, err error) {
-	added := records(doc, dir)
-	if !result.Changed && !opt.DryRun && len(added) == 0 && exists(dir, statusName) && exists(dir, pageName) {
-		return nil, nil, nil
-	}
+// account is what status.json and index.html are to be.
+type account struct {
+	status, page []byte
+	logs         map[string]bool // that the records name
+	unneeded     []string        // logs that only those named that are gone
+	err          error
+}
+
+// accountOf merges the records of this run into those of all others; those of
+// kernels that have had their time go.
+func accountOf(added []status.Record, dir string, opt repo.Options, result repo.Result) (a account) {
 	s, err := previous(dir)
 	if err != nil {
-		return nil, nil, err
+		return account{err: err}
 	}
 	s.Repository = status.Repository{
 		Description: opt.Description, Origin: opt.Origin, URL: opt.URL, Updated: result.Date,
@@ -107,17 +110,17 @@ func refresh(r *repo.Repo, doc *state.Document, dir string, opt repo.Options, re
 	}
 	s.Merge(added)
 	old := result.OldKernels()
-	logs = make(map[string]bool)
+	a.logs = make(map[string]bool)
 	var kept []status.Record
 	for _, rec := range s.Records {
 		if old(rec.Architecture, rec.Kernel) {
 			if rec.Log != "" {
-				unneeded = append(unneeded, rec.Log)
+				a.unneeded = append(a.unneeded, rec.Log)
 			}
 			continue
 		}
 		kept = append(kept, rec)
-		logs[rec.Log] = true
+		a.logs[rec.Log] = true
 	}
 	s.Records = kept
 	s.Packages = nil
@@ -131,19 +134,16 @@ func refresh(r *repo.Repo, doc *state.Document, dir string, opt repo.Options, re
 			Module: module, Kernel: p.Kernel,
 		})
 	}
-	text, err := s.Encode()
-	if err != nil {
-		return nil, nil, err
+	if a.status, a.err = s.Encode(); a.err == nil {
+		a.page, a.err = s.Page()
 	}
-	page, err := s.Page()
-	if err != nil {
-		return nil, nil, err
+	return a
+}
+
+// write brings status.json and index.html up to date.
+func (a account) write(r *repo.Repo) error {
+	if err := r.Replace(statusName, a.status); err != nil {
+		return err
 	}
-	if opt.DryRun {
-		return unneeded, logs, nil
-	}
-	if err := r.Replace(statusName, text); err != nil {
-		return nil, nil, err
-	}
-	return unneeded, logs, r.Replace(pageName, page)
+	return r.Replace(pageName, a.page)
 }

@@ -90,7 +90,7 @@ func pack(dir string, i int, suffix string) (err error) {
 	name := fmt.Sprintf("made%d%s-modules-6.1.0-%d-amd64", i%100, suffix, i/100)
 	c := deb.Stanza{
 		{Name: "Package", Value: name},
-		{Name: "Version", Value: fmt.Sprintf("1.%d-1+6.1.192.2", i)},
+		{Name: "Version", Value: fmt.Sprintf("1.%d-1+6.1.%d.1", i%100, i/100)},
 		{Name: "Architecture", Value: "amd64"},
 		{Name: "Maintainer", Value: "A B <ab@example.org>"},
 		{Name: "Depends", Value: fmt.Sprintf("linux-image-6.1.0-%d-amd64 | linux-image-6.1.0-%[1]d-amd64-unsigned", i/100)},

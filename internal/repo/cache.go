@@ -96,6 +96,32 @@ func (c *cacheWriter) finish(w io.Writer) error {
 	return err
 }
 
+// cached is what a cache file has.
+type cached struct {
+	file    *os.File // open; nil if there is none, or it is no good
+	entries []entry  // by path
+}
+
+func openCache(path string) cached {
+	f, err := openRegular(path)
+	if err != nil {
+		return cached{}
+	}
+	c := cached{file: f}
+	if readCache(f, func(e entry) { c.entries = append(c.entries, e) }) != nil {
+		_ = f.Close() // it is made anew
+		return cached{}
+	}
+	return c
+}
+
+func (c cached) close() error {
+	if c.file == nil {
+		return nil
+	}
+	return c.file.Close()
+}
+
 // readCache calls yield with each entry of the cache file. Whether they can be
 // trusted is known when it returns: only without an error.
 func readCache(f *os.File, yield func(entry)) error {

@@ -28,33 +28,25 @@ type collection struct {
 const racy = 2_500_000_000 // nanoseconds
 
 // collect gives an entry for each of the files, in their order: from the cache,
-// or by reading the .deb, on all cores.
-func (r *Repo) collect(ctx context.Context, files []found) (_ *collection, err error) {
-	c := &collection{entries: make([]entry, len(files)), path: r.path(cacheName)}
+// or by reading the .deb, on all cores. The collection closes the cache.
+func (r *Repo) collect(ctx context.Context, files []found, cache cached) (_ *collection, err error) {
+	c := &collection{entries: make([]entry, len(files)), file: cache.file, path: r.path(cacheName)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.close())
 		}
 	}()
-	known, count := 0, 0
-	if c.file, err = openRegular(c.path); err == nil {
-		i := 0
-		err = readCache(c.file, func(e entry) {
-			count++
-			for i < len(files) && files[i].path < e.path {
-				i++
-			}
-			if i < len(files) && files[i].path == e.path && files[i].id == e.id && e.id != (identity{}) {
-				c.entries[i] = e
-				known++
-			}
-		})
+	known, i := 0, 0
+	for _, e := range cache.entries {
+		for i < len(files) && files[i].path < e.path {
+			i++
+		}
+		if i < len(files) && files[i].path == e.path && files[i].id == e.id && e.id != (identity{}) {
+			c.entries[i] = e
+			known++
+		}
 	}
-	if err != nil {
-		// None, or no good: it is made anew.
-		known = 0
-		clear(c.entries)
-	} else if known == len(files) && known == count {
+	if c.file != nil && known == len(files) && known == len(cache.entries) {
 		c.unchanged = true
 		return c, nil
 	}
@@ -83,14 +75,10 @@ func (r *Repo) collect(ctx context.Context, files []found) (_ *collection, err e
 	if err := w.finish(c.pending); err != nil {
 		return nil, err
 	}
-	old := c.file
 	if c.file, err = os.Open(c.pending.Name()); err != nil {
-		return nil, err
+		return nil, errors.Join(err, cache.close())
 	}
-	if old != nil {
-		err = old.Close()
-	}
-	return c, err
+	return c, cache.close()
 }
 
 func (c *collection) close() error {

@@ -100,6 +100,11 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 		res.Release, res.Date = st.Files["Release"].SHA256, oldDate(r.path("Release"))
 		return c.keep()
 	}
+	date := opt.newDate(oldDate(r.path("Release")))
+	if opt.Ahead != nil {
+		res.Date, res.Changed = date, true
+		go opt.Ahead(*res)
+	}
 	gz, err := add("Packages.gz")
 	if err != nil {
 		return err
@@ -115,7 +120,6 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 
 	// apt finds no packages, and does not say so, where the uncompressed
 	// Packages is not listed.
-	date := opt.newDate(oldDate(r.path("Release")))
 	text, err := releaseText(opt, date, sel, index)
 	if err != nil {
 		return err

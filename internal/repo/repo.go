@@ -133,6 +133,10 @@ type Options struct {
 	Keep Keep   // what is left out because it is old
 	// DryRun publishes nothing.
 	DryRun bool
+	// Ahead, unless nil, is called with the result before it is published, if that
+	// has Changed, but not yet its Release: in a goroutine, so that what is to be
+	// made of it too takes no time of its own.
+	Ahead func(Result)
 }
 
 // Result tells what Index found and did.
@@ -196,11 +200,14 @@ func (r *Repo) Index(ctx context.Context, opt Options) (_ Result, err error) {
 			return Result{}, err
 		}
 	}
+	cache := make(chan cached, 1)
+	go func() { cache <- openCache(r.path(cacheName)) }()
 	paths, problems, err := findDebs(ctx, r.dir)
+	known := <-cache
 	if err != nil {
-		return Result{}, err
+		return Result{}, errors.Join(err, known.close())
 	}
-	c, err := r.collect(ctx, paths)
+	c, err := r.collect(ctx, paths, known)
 	if err != nil {
 		return Result{}, err
 	}

@@ -6,9 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // identity tells one content of a file from another without reading it. The
@@ -35,6 +39,33 @@ type found struct {
 // findDebs returns all .debs below dir, sorted bytewise by their paths, and
 // what could not be looked at.
 func findDebs(ctx context.Context, dir string) (files []found, problems []Problem, _ error) {
+	root, err := os.Open(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer root.Close() // read only
+	paths, problems, err := findNames(ctx, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	slices.Sort(paths)
+	files = make([]found, len(paths))
+	chunk := max(1, (len(paths)+runtime.GOMAXPROCS(0)-1)/runtime.GOMAXPROCS(0))
+	var wg sync.WaitGroup
+	for start := 0; start < len(paths); start += chunk {
+		wg.Go(func() {
+			for i := start; i < min(start+chunk, len(paths)) && ctx.Err() == nil; i++ {
+				files[i] = look(int(root.Fd()), paths[i])
+			}
+		})
+	}
+	wg.Wait()
+	files = slices.DeleteFunc(files, func(f found) bool { return f.path == "" })
+	return files, problems, ctx.Err()
+}
+
+// findNames returns the paths below dir of all that may be a .deb, in no order.
+func findNames(ctx context.Context, dir string) (paths []string, problems []Problem, _ error) {
 	// The dot after the slash lets the walk enter dir if it is itself a link.
 	root := filepath.Clean(dir) + string(filepath.Separator) + "."
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -60,26 +91,26 @@ func findDebs(ctx context.Context, dir string) (files []found, problems []Proble
 		case strings.HasPrefix(d.Name(), ".") || d.IsDir() || !strings.HasSuffix(d.Name(), ".deb"):
 			return nil
 		}
-		f := found{path: rel}
-		fi, err := d.Info()
-		if err == nil && d.Type()&fs.ModeSymlink != 0 {
-			fi, err = os.Stat(path)
-		}
-		switch {
-		case err != nil: // reading it gives the reason
-		case fi.IsDir():
-			return nil
-		case fi.Mode().IsRegular():
-			f.id = identityOf(fi)
-		}
-		files = append(files, f)
+		paths = append(paths, rel)
 		return nil
 	})
-	if err != nil {
-		return nil, nil, err
+	return paths, problems, err
+}
+
+// look identifies a file below root; a directory, or a link to one, has no path.
+// What cannot be looked at has no identity: reading it gives the reason.
+func look(root int, path string) found {
+	var st unix.Stat_t
+	if unix.Fstatat(root, path, &st, 0) != nil {
+		return found{path: path}
 	}
-	slices.SortFunc(files, func(a, b found) int { return strings.Compare(a.path, b.path) })
-	return files, problems, nil
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return found{}
+	case unix.S_IFREG:
+		return found{path, identity{st.Size, st.Mtim.Nano(), st.Ctim.Nano(), st.Ino}}
+	}
+	return found{path: path}
 }
 
 // openRegular opens a regular file. It does not wait for a writer if the file

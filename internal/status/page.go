@@ -315,7 +315,7 @@ func (b *builder) addPackages(packages []Package) (others []link) {
 			}
 		}
 		if of == nil {
-			o := &outcome{Status: Built, Version: show(p.Version), record: Record{PackageVersion: p.Version}}
+			o := &outcome{Status: Built, Version: show(source(p.Version)), record: Record{PackageVersion: p.Version}}
 			b.add(p.Architecture, module, p.Kernel, o)
 			of = []*outcome{o}
 		}
@@ -325,6 +325,15 @@ func (b *builder) addPackages(packages []Package) (others []link) {
 	}
 	slices.SortFunc(others, func(a, b link) int { return cmp.Or(cmp.Compare(a.Text, b.Text), cmp.Compare(a.Href, b.Href)) })
 	return others
+}
+
+// source is the version that a package was made from: what follows the last plus
+// is that of the kernel.
+func source(version string) string {
+	if i := strings.LastIndexByte(version, '+'); i > 0 {
+		return version[:i]
+	}
+	return version
 }
 
 // compareOutcomes puts the newest version first. A package of unknown version

@@ -143,7 +143,10 @@ func (s *Status) Encode() ([]byte, error) {
 	}
 	slices.SortFunc(sorted.Records, compareRecords)
 	slices.SortFunc(sorted.Packages, func(a, b Package) int {
-		return cmp.Or(cmp.Compare(a.Filename, b.Filename), cmp.Compare(fmt.Sprintf("%q", a), fmt.Sprintf("%q", b)))
+		if c := cmp.Compare(a.Filename, b.Filename); c != 0 {
+			return c
+		}
+		return cmp.Compare(fmt.Sprintf("%q", a), fmt.Sprintf("%q", b))
 	})
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
