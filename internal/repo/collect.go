@@ -113,8 +113,8 @@ type result struct {
 func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done func(*entry, []byte) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	type job struct {
-		index int
-		out   chan result
+		file found
+		out  chan result
 	}
 	workers := runtime.GOMAXPROCS(0)
 	jobs := make(chan job)
@@ -126,21 +126,21 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 		wg.Go(func() {
 			buf := make([]byte, 128<<10)
 			for j := range jobs {
-				var res result
-				if e := &c.entries[j.index]; e.path != "" {
-					res.entry = *e
-					res.stanza, res.err = c.stanza(nil, e)
-				} else {
-					res = r.readDeb(ctx, files[j.index], buf)
-				}
-				j.out <- res
+				j.out <- r.readDeb(ctx, j.file, buf)
 			}
 		})
+	}
+	unknown := make([]bool, len(files))
+	for i := range files {
+		unknown[i] = c.entries[i].path == ""
 	}
 	wg.Go(func() {
 		defer close(order)
 		defer close(jobs)
 		for i := range files {
+			if !unknown[i] {
+				continue
+			}
 			out := make(chan result, 1)
 			select {
 			case order <- out:
@@ -148,13 +148,24 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 				return
 			}
 			select {
-			case jobs <- job{i, out}:
+			case jobs <- job{files[i], out}:
 			case <-ctx.Done():
 				return
 			}
 		}
 	})
+	var stanza []byte
 	for i := range files {
+		if !unknown[i] {
+			var err error
+			if stanza, err = c.stanza(stanza[:0], &c.entries[i]); err != nil {
+				return err
+			}
+			if err := done(&c.entries[i], stanza); err != nil {
+				return err
+			}
+			continue
+		}
 		out, ok := <-order
 		if !ok {
 			return ctx.Err()

@@ -59,6 +59,12 @@ func (r *Repo) unsigned() error {
 // publish writes the index of the selected packages, unless it is there, and
 // says so in res.
 func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel selection, st saved, res *Result) (err error) {
+	date := opt.newDate(oldDate(r.path("Release")))
+	if opt.Ahead != nil {
+		likely := *res
+		likely.Date, likely.Changed = date, true
+		go opt.Ahead(likely)
+	}
 	var files []*file // in the order in which they are to appear
 	defer func() {
 		for _, f := range files {
@@ -99,11 +105,6 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 		// Files had to be read again, but say the same.
 		res.Release, res.Date = st.Files["Release"].SHA256, oldDate(r.path("Release"))
 		return c.keep()
-	}
-	date := opt.newDate(oldDate(r.path("Release")))
-	if opt.Ahead != nil {
-		res.Date, res.Changed = date, true
-		go opt.Ahead(*res)
 	}
 	gz, err := add("Packages.gz")
 	if err != nil {

@@ -133,9 +133,9 @@ type Options struct {
 	Keep Keep   // what is left out because it is old
 	// DryRun publishes nothing.
 	DryRun bool
-	// Ahead, unless nil, is called with the result before it is published, if that
-	// has Changed, but not yet its Release: in a goroutine, so that what is to be
-	// made of it too takes no time of its own.
+	// Ahead, unless nil, is called with what the result is going to be, all but its
+	// Release, whenever it may have Changed: in a goroutine, so that what is to be
+	// made of it takes no time of its own.
 	Ahead func(Result)
 }
 

@@ -293,7 +293,11 @@ func (b *builder) addPackages(packages []Package) (others []link) {
 			}
 		}
 	}
+	// Those of one name that were not recorded are looked at from the newest.
 	packages = slices.SortedFunc(slices.Values(packages), func(a, b Package) int {
+		if c := cmp.Compare(a.Name, b.Name); c != 0 {
+			return c
+		}
 		return cmp.Or(-deb.CompareVersions(a.Version, b.Version), cmp.Compare(a.Filename, b.Filename))
 	})
 	for _, p := range packages {

@@ -84,25 +84,17 @@ func Parse(raw []byte) (_ *Status, err error) {
 			err = fmt.Errorf("cannot read the status: %w", err)
 		}
 	}()
-	// The version comes first: what else is unknown in a later one is of no
-	// interest.
-	var head struct {
-		Version *int `json:"version"`
-	}
-	if err := json.Unmarshal(raw, &head); err != nil {
-		return nil, err
-	}
-	if head.Version == nil {
-		return nil, errors.New("it has no version")
-	}
-	if *head.Version != Version {
-		return nil, diag.WithHint(fmt.Errorf("it has version %d, this program knows version %d", *head.Version, Version),
-			"use the same version of dkms2bin on all hosts that share a repository")
-	}
 	s := &Status{}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(s); err != nil {
+	err = dec.Decode(s)
+	if s.Version != Version {
+		// What else is unknown in another version is of no interest.
+		if other := checkVersion(raw); other != nil {
+			return nil, other
+		}
+	}
+	if err != nil {
 		return nil, err
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
@@ -122,6 +114,23 @@ func Parse(raw []byte) (_ *Status, err error) {
 	return s, nil
 }
 
+func checkVersion(raw []byte) error {
+	var head struct {
+		Version *int `json:"version"`
+	}
+	if err := json.Unmarshal(raw, &head); err != nil {
+		return err
+	}
+	if head.Version == nil {
+		return errors.New("it has no version")
+	}
+	if *head.Version != Version {
+		return diag.WithHint(fmt.Errorf("it has version %d, this program knows version %d", *head.Version, Version),
+			"use the same version of dkms2bin on all hosts that share a repository")
+	}
+	return nil
+}
+
 // encodable says whether RFC 3339 has a form for a time in UTC: it may have one
 // in another zone alone.
 func encodable(t time.Time) bool {
@@ -134,8 +143,7 @@ func encodable(t time.Time) bool {
 func (s *Status) Encode() ([]byte, error) {
 	sorted := Status{
 		Version: Version, Repository: s.Repository,
-		Records:  append([]Record{}, s.Records...), // a list in JSON even when empty
-		Packages: append([]Package{}, s.Packages...),
+		Records: slices.Clone(s.Records), Packages: slices.Clone(s.Packages),
 	}
 	sorted.Repository.Updated = s.Repository.Updated.UTC()
 	for i := range sorted.Records {
@@ -148,14 +156,54 @@ func (s *Status) Encode() ([]byte, error) {
 		}
 		return cmp.Compare(fmt.Sprintf("%q", a), fmt.Sprintf("%q", b))
 	})
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(sorted); err != nil {
-		return nil, fmt.Errorf("cannot encode the status: %w", err)
+	var e encoder
+	e.raw(`{"version":`)
+	e.value(sorted.Version)
+	e.raw(`,"repository":`)
+	e.value(sorted.Repository)
+	e.raw(`,"records":[`)
+	for i := range sorted.Records {
+		e.line(i, &sorted.Records[i])
 	}
-	return buf.Bytes(), nil
+	e.raw("\n],\"packages\":[")
+	for i := range sorted.Packages {
+		e.line(i, &sorted.Packages[i])
+	}
+	e.raw("\n]}\n")
+	if e.err != nil {
+		return nil, fmt.Errorf("cannot encode the status: %w", e.err)
+	}
+	return e.buf.Bytes(), nil
+}
+
+// encoder writes JSON with each element of a list on a line of its own, for line
+// tools and version control.
+type encoder struct {
+	buf bytes.Buffer
+	enc *json.Encoder
+	err error
+}
+
+func (e *encoder) raw(text string) { e.buf.WriteString(text) }
+
+func (e *encoder) value(v any) {
+	if e.enc == nil {
+		e.enc = json.NewEncoder(&e.buf)
+		e.enc.SetEscapeHTML(false)
+	}
+	if e.err == nil {
+		if e.err = e.enc.Encode(v); e.err == nil {
+			e.buf.Truncate(e.buf.Len() - 1) // the end of the line
+		}
+	}
+}
+
+func (e *encoder) line(i int, v any) {
+	if i > 0 {
+		e.raw(",")
+	}
+	e.raw("\n")
+	e.value(v)
 }
 
 // key is what there is one record of.
