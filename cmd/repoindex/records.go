@@ -80,7 +80,7 @@ func previous(dir string) (_ *status.Status, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := status.Parse(text)
+	s, err := status.ParseRecords(text)
 	if err != nil {
 		return nil, diag.WithHint(fmt.Errorf("%s: %w", path, err), "the packages are indexed; move that file away, and the records of builds begin anew")
 	}
@@ -123,7 +123,6 @@ func accountOf(added []status.Record, dir string, opt repo.Options, result repo.
 		a.logs[rec.Log] = true
 	}
 	s.Records = kept
-	s.Packages = nil
 	for _, p := range result.Packages {
 		module := ""
 		if p.Kernel != "" {

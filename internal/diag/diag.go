@@ -37,6 +37,9 @@ func Hint(err error) string {
 // Printable makes one line of foreign text: control characters are left out, and
 // blanks and line ends folded.
 func Printable(text string) string {
+	if !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return text // as most names are
+	}
 	text = strings.Map(func(r rune) rune {
 		switch {
 		case unicode.IsSpace(r):

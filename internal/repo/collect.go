@@ -20,7 +20,11 @@ type collection struct {
 	unchanged bool     // it is the one that was there: all was known
 	pending   *os.File // the new cache, until it is at path; nil if there is none
 	path      string
+	window    []byte // of file, from windowAt
+	windowAt  int64
 }
+
+const windowSize = 256 << 10
 
 // racy is how long after a change a file is not trusted to be known by its
 // identity: a second change within the same tick of the file system's clock
@@ -75,6 +79,7 @@ func (r *Repo) collect(ctx context.Context, files []found, cache cached) (_ *col
 	if err := w.finish(c.pending); err != nil {
 		return nil, err
 	}
+	c.window = nil
 	if c.file, err = os.Open(c.pending.Name()); err != nil {
 		return nil, errors.Join(err, cache.close())
 	}
@@ -92,12 +97,21 @@ func (c *collection) close() error {
 	return err
 }
 
-// stanza appends the stanza of e to buf.
-func (c *collection) stanza(buf []byte, e *entry) ([]byte, error) {
-	start := len(buf)
-	buf = append(buf, make([]byte, e.length)...)
-	_, err := c.file.ReadAt(buf[start:], e.offset)
-	return buf, err
+// stanza returns the stanza of e, which is valid until the next call. Entries
+// are mostly asked for in the order of the file: it is read in larger pieces.
+func (c *collection) stanza(e *entry) ([]byte, error) {
+	at := e.offset - c.windowAt
+	if at < 0 || at+int64(e.length) > int64(len(c.window)) {
+		if c.window = c.window[:cap(c.window)]; len(c.window) < max(e.length, windowSize) {
+			c.window = make([]byte, max(e.length, windowSize))
+		}
+		n, err := c.file.ReadAt(c.window, e.offset)
+		c.window, c.windowAt, at = c.window[:n], e.offset, 0
+		if n < e.length {
+			return nil, err
+		}
+	}
+	return c.window[at : at+int64(e.length)], nil
 }
 
 // A result is an entry on its way from a worker to the one who writes.
@@ -154,11 +168,10 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 			}
 		}
 	})
-	var stanza []byte
 	for i := range files {
 		if !unknown[i] {
-			var err error
-			if stanza, err = c.stanza(stanza[:0], &c.entries[i]); err != nil {
+			stanza, err := c.stanza(&c.entries[i])
+			if err != nil {
 				return err
 			}
 			if err := done(&c.entries[i], stanza); err != nil {
@@ -301,7 +314,7 @@ func (c *collection) selectPackages(keep Keep) (selection, error) {
 	}
 	var err error
 	sel.packages, sel.outdated, err = keep.divide(sel.packages, func(e *entry) (deb.Stanza, error) {
-		text, err := c.stanza(nil, e)
+		text, err := c.stanza(e)
 		if err != nil {
 			return nil, err
 		}

@@ -198,6 +198,9 @@ func (r relation) fulfilled(version string) bool {
 // those older than all that have packages in the index, of a flavour of which
 // some kernel has lost all of them.
 func (r Result) OldKernels() func(arch, release string) bool {
+	if len(r.Outdated) == 0 {
+		return func(string, string) bool { return false }
+	}
 	type id struct{ arch, release string }
 	present := make(map[id]bool)
 	oldest := make(map[flavour]string)

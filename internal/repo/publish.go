@@ -224,13 +224,12 @@ func (c *collection) keep() error {
 // writePackages writes the stanzas of the entries.
 func (c *collection) writePackages(ctx context.Context, w io.Writer, entries []*entry) error {
 	bw := bufio.NewWriterSize(w, 256<<10)
-	var buf []byte
 	for _, e := range entries {
-		var err error
-		if buf, err = c.stanza(buf[:0], e); err != nil {
+		stanza, err := c.stanza(e)
+		if err != nil {
 			return err
 		}
-		if _, err := bw.Write(buf); err != nil {
+		if _, err := bw.Write(stanza); err != nil {
 			return err
 		}
 		if err := ctx.Err(); err != nil {

@@ -78,27 +78,49 @@ type Package struct {
 
 // Parse reads a status.json, whose size is for the caller to bound. What it does
 // not understand, unknown fields too, is an error: written again, they were lost.
-func Parse(raw []byte) (_ *Status, err error) {
+func Parse(raw []byte) (*Status, error) {
+	s := &Status{}
+	return s.check(raw, decode(raw, s))
+}
+
+// ParseRecords is Parse for those who know the packages better: it leaves them
+// out.
+func ParseRecords(raw []byte) (*Status, error) {
+	s := &struct {
+		Status
+		Packages json.RawMessage `json:"packages"` // hides those of Status
+	}{}
+	return s.check(raw, decode(raw, s))
+}
+
+func decode(raw []byte, v any) error {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something follows it")
+	}
+	return nil
+}
+
+// check returns the status that was decoded from raw, perhaps with an error, if
+// it is one that this package knows.
+func (s *Status) check(raw []byte, decoded error) (_ *Status, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("cannot read the status: %w", err)
 		}
 	}()
-	s := &Status{}
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
-	err = dec.Decode(s)
 	if s.Version != Version {
 		// What else is unknown in another version is of no interest.
 		if other := checkVersion(raw); other != nil {
 			return nil, other
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows it")
+	if decoded != nil {
+		return nil, decoded
 	}
 	for i, r := range s.Records {
 		if !encodable(r.Date) {

@@ -128,6 +128,11 @@ func TestEncode(t *testing.T) {
 	again, err := Parse([]byte(encode(t, s)))
 	assert.NilError(t, err)
 	assert.Equal(t, encode(t, again), encode(t, s))
+	again, err = ParseRecords([]byte(encode(t, s)))
+	assert.NilError(t, err)
+	assert.Equal(t, len(again.Packages), 0)
+	again.Packages = s.Packages
+	assert.Equal(t, encode(t, again), encode(t, s))
 
 	assert.Assert(t, strings.Contains(encode(t, &Status{}), "\"records\":[\n],"))
 	_, err = (&Status{Records: []Record{{Seconds: math.NaN()}}}).Encode()
@@ -161,6 +166,8 @@ func TestParseRefuses(t *testing.T) {
 			assert.ErrorContains(t, err, "cannot read the status: ")
 			assert.ErrorContains(t, err, tt.want)
 			assert.Assert(t, s == nil)
+			_, records := ParseRecords([]byte(tt.in))
+			assert.Error(t, records, err.Error())
 		})
 	}
 	_, err := Parse([]byte(`{"version":2}`))
