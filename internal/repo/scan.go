@@ -66,35 +66,37 @@ func findDebs(ctx context.Context, dir string) (files []found, problems []Proble
 
 // findNames returns the paths below dir of all that may be a .deb, in no order.
 func findNames(ctx context.Context, dir string) (paths []string, problems []Problem, _ error) {
-	// The dot after the slash lets the walk enter dir if it is itself a link.
-	root := filepath.Clean(dir) + string(filepath.Separator) + "."
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		rel := "."
-		if len(path) > len(root) {
-			rel = filepath.ToSlash(strings.TrimPrefix(path[len(filepath.Clean(dir)):], string(filepath.Separator)))
-		}
+	for below := []string{""}; len(below) > 0 && ctx.Err() == nil; {
+		prefix := below[len(below)-1]
+		below = below[:len(below)-1]
+		entries, err := readDir(filepath.Join(dir, filepath.FromSlash(prefix)))
 		switch {
-		case err != nil && rel == ".":
-			return err
-		case errors.Is(err, fs.ErrNotExist):
-			return nil // removed meanwhile
-		case err != nil:
-			problems = append(problems, Problem{Path: rel, Reason: reason(err)})
-			return nil
-		case rel == ".":
-			return nil
-		case strings.HasPrefix(d.Name(), ".") && d.IsDir():
-			return fs.SkipDir
-		case strings.HasPrefix(d.Name(), ".") || d.IsDir() || !strings.HasSuffix(d.Name(), ".deb"):
-			return nil
+		case err != nil && prefix == "":
+			return nil, nil, err
+		case err != nil && !errors.Is(err, fs.ErrNotExist): // removed meanwhile
+			problems = append(problems, Problem{Path: strings.TrimSuffix(prefix, "/"), Reason: reason(err)})
 		}
-		paths = append(paths, rel)
-		return nil
-	})
-	return paths, problems, err
+		for _, e := range entries {
+			switch name := e.Name(); {
+			case strings.HasPrefix(name, "."):
+			case e.IsDir():
+				below = append(below, prefix+name+"/")
+			case strings.HasSuffix(name, ".deb"):
+				paths = append(paths, prefix+name)
+			}
+		}
+	}
+	return paths, problems, ctx.Err()
+}
+
+// readDir is os.ReadDir without the sorting.
+func readDir(path string) ([]fs.DirEntry, error) {
+	d, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close() // read only
+	return d.ReadDir(-1)
 }
 
 // look identifies a file below root; a directory, or a link to one, has no path.
