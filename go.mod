@@ -11,6 +11,8 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
+require go.yaml.in/yaml/v3 v3.0.6
+
 require (
 	github.com/google/go-cmp v0.5.9 // indirect
 	gotest.tools/v3 v3.5.2

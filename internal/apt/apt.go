@@ -19,8 +19,9 @@ import (
 )
 
 // Config is apt's configuration inside a tree, apt.conf(5): nothing that was not
-// asked for is installed, half an update is a failure, and a mirror that stalls
-// is given up.
+// asked for is installed, half an update is a failure, a mirror that stalls is
+// given up, what is pinned high replaces what is newer, and logins are to be had
+// only while apt fetches.
 const Config = `APT::Install-Recommends "false";
 APT::Install-Suggests "false";
 APT::Get::Assume-Yes "true";
@@ -30,12 +31,16 @@ Acquire::Retries "3";
 Acquire::http::Timeout "60";
 Acquire::https::Timeout "60";
 Dpkg::Use-Pty "0";
+APT::Get::allow-downgrades "true";
+Dir::Etc::netrc "` + privateDir + "/" + AuthFile + `";
 `
 
 // Inside runs apt and dpkg in the root of a sandbox.
 type Inside struct {
 	// Spec has the root; what is run is filled in here.
 	Spec sandbox.Spec
+	// Fetch is what is visible while apt fetches, see Binds.
+	Fetch []sandbox.Bind
 	// Log takes all output of apt-get and dpkg, may be nil.
 	Log io.Writer
 }
@@ -94,6 +99,9 @@ func (i Inside) run(ctx context.Context, network bool, args ...string) error {
 	var out limited
 	spec := i.Spec
 	spec.Args, spec.Network = append([]string{"apt-get"}, args...), network
+	if network {
+		spec.Binds = slices.Concat(spec.Binds, i.Fetch)
+	}
 	spec.Stdout = &out
 	if i.Log != nil {
 		spec.Stdout = io.MultiWriter(&out, i.Log)
@@ -229,13 +237,22 @@ func (i Inside) Update(ctx context.Context) error {
 	return i.run(ctx, true, "update", "-q")
 }
 
+// Upgrade brings all packages to the versions that are preferred.
+func (i Inside) Upgrade(ctx context.Context) error {
+	return i.fetchAndRun(ctx, "dist-upgrade")
+}
+
 // Install installs packages (names, name=version, or paths inside the tree of
 // .debs): first everything is fetched, then the network is cut off. Lists that
 // have become old since, so that the mirror no longer has what they name, are
 // fetched again.
 func (i Inside) Install(ctx context.Context, packages ...string) error {
+	return i.fetchAndRun(ctx, append([]string{"install"}, packages...)...)
+}
+
+func (i Inside) fetchAndRun(ctx context.Context, command ...string) error {
 	args := func(more ...string) []string {
-		return append(append([]string{"install", "-q", "-y", "--no-install-recommends"}, more...), packages...)
+		return append(append([]string{"-q", "-y", "--no-install-recommends"}, more...), command...)
 	}
 	var err error
 	for attempt := range 3 {

@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 )
@@ -26,6 +28,8 @@ type Source struct {
 	// Options are the other fields of the deb822 format by their names there,
 	// such as Signed-By and Trusted.
 	Options map[string]string
+	// Priority is the pin of its packages, apt_preferences(5); 0 for apt's own.
+	Priority int
 }
 
 // optionNames maps the options of the one-line format to fields of the deb822
@@ -106,18 +110,46 @@ func (s Source) With(option, value string) Source {
 	return s
 }
 
-// ParseLine reads an entry of the one-line format. Entries for source packages
-// are an error, and so are unknown options.
+// ParseLine reads an entry of the one-line format, to which a priority may be
+// appended after a comma. Entries for source packages are an error, and so are
+// unknown options.
 func ParseLine(line string) (Source, error) { return parseLine(line, false) }
+
+// priorityPattern is what fuel-bootstrap appends to an entry.
+var priorityPattern = regexp.MustCompile(`\s*,\s*([+-]?\d+)\s*$`)
+
+// cutPriority takes the priority off the end of an entry.
+func cutPriority(line string) (rest string, priority int, err error) {
+	m := priorityPattern.FindStringSubmatchIndex(line)
+	if m == nil {
+		return line, 0, nil
+	}
+	priority, err = parsePriority(line[m[2]:m[3]])
+	return line[:m[0]], priority, err
+}
+
+// parsePriority knows the numbers that apt takes.
+func parsePriority(word string) (int, error) {
+	n, err := strconv.Atoi(word)
+	if err != nil || n == 0 || n < math.MinInt16 || n > math.MaxInt16 {
+		return 0, fmt.Errorf("the priority %q is none of apt's: a number from -32768 to 32767, and not 0", word)
+	}
+	return n, nil
+}
 
 func parseLine(line string, lenient bool) (s Source, err error) {
 	defer func() {
 		if err != nil {
 			err = diag.WithHint(fmt.Errorf("cannot read the repository %q: %w", line, err),
-				"write it as 'deb http://example.org/debian bookworm main', with options as 'deb [trusted=yes] …'")
+				"write it as 'deb http://example.org/debian bookworm main', with options as 'deb [trusted=yes] …' and a priority as '…,1001'")
 		}
 	}()
 	rest := strings.TrimSpace(strings.ReplaceAll(line, "\t", " "))
+	if !lenient {
+		if rest, s.Priority, err = cutPriority(rest); err != nil {
+			return s, err
+		}
+	}
 	kind, rest, _ := strings.Cut(rest, " ")
 	if kind != "deb" {
 		return s, fmt.Errorf("its type is %q, not deb", kind)

@@ -28,38 +28,44 @@ func TestParseLine(t *testing.T) {
 	}{
 		{
 			"plain", "deb http://example.org/debian bookworm main",
-			Source{"http://example.org/debian", "bookworm", []string{"main"}, opts{}},
+			Source{"http://example.org/debian", "bookworm", []string{"main"}, opts{}, 0},
 		},
 		{
 			"components", "deb https://example.org/ubuntu/ noble-updates main restricted universe",
-			Source{"https://example.org/ubuntu/", "noble-updates", []string{"main", "restricted", "universe"}, opts{}},
+			Source{"https://example.org/ubuntu/", "noble-updates", []string{"main", "restricted", "universe"}, opts{}, 0},
 		},
-		{"flat", "deb file:/srv/modules ./", Source{"file:/srv/modules", "./", []string{}, opts{}}},
-		{"flat, in a directory", "deb http://example.org/ rel/1/", Source{"http://example.org/", "rel/1/", []string{}, opts{}}},
+		{"flat", "deb file:/srv/modules ./", Source{"file:/srv/modules", "./", []string{}, opts{}, 0}},
+		{"flat, in a directory", "deb http://example.org/ rel/1/", Source{"http://example.org/", "rel/1/", []string{}, opts{}, 0}},
 		{
 			"trusted", "deb [trusted=yes] copy:/srv ./",
-			Source{"copy:/srv", "./", []string{}, opts{"Trusted": "yes"}},
+			Source{"copy:/srv", "./", []string{}, opts{"Trusted": "yes"}, 0},
 		},
 		{
 			"blanks everywhere", "  deb \t [ arch=amd64,i386   signed-by=/usr/share/keyrings/a.gpg ]\t http://example.org/  bookworm/updates\tmain  ",
-			Source{"http://example.org/", "bookworm/updates", []string{"main"}, opts{"Architectures": "amd64 i386", "Signed-By": "/usr/share/keyrings/a.gpg"}},
+			Source{"http://example.org/", "bookworm/updates", []string{"main"}, opts{"Architectures": "amd64 i386", "Signed-By": "/usr/share/keyrings/a.gpg"}, 0},
 		},
 		{
 			"no blank after the options", "deb [by-hash=no]http://example.org/ bookworm main",
-			Source{"http://example.org/", "bookworm", []string{"main"}, opts{"By-Hash": "no"}},
+			Source{"http://example.org/", "bookworm", []string{"main"}, opts{"By-Hash": "no"}, 0},
 		},
 		{
 			"two keyrings", "deb [signed-by=/a.gpg,/b.gpg] http://example.org/ bookworm main",
-			Source{"http://example.org/", "bookworm", []string{"main"}, opts{"Signed-By": "/a.gpg /b.gpg"}},
+			Source{"http://example.org/", "bookworm", []string{"main"}, opts{"Signed-By": "/a.gpg /b.gpg"}, 0},
 		},
 		{
 			"more and less than the default", "deb [arch+=i386 lang-=de] http://example.org/ bookworm main",
-			Source{"http://example.org/", "bookworm", []string{"main"}, opts{"Architectures-Add": "i386", "Languages-Remove": "de"}},
+			Source{"http://example.org/", "bookworm", []string{"main"}, opts{"Architectures-Add": "i386", "Languages-Remove": "de"}, 0},
 		},
 		{
 			"an equals sign in a value", "deb [check-valid-until=no inrelease-path=a=b] http://example.org/ bookworm main",
-			Source{"http://example.org/", "bookworm", []string{"main"}, opts{"Check-Valid-Until": "no", "InRelease-Path": "a=b"}},
+			Source{"http://example.org/", "bookworm", []string{"main"}, opts{"Check-Valid-Until": "no", "InRelease-Path": "a=b"}, 0},
 		},
+		{
+			"priority", "deb http://example.org/ubuntu trusty main universe,1050",
+			Source{"http://example.org/ubuntu", "trusty", []string{"main", "universe"}, opts{}, 1050},
+		},
+		{"priority of a flat one", "deb [trusted=yes] http://example.org/ ./,1101", Source{"http://example.org/", "./", []string{}, opts{"Trusted": "yes"}, 1101}},
+		{"priority after a blank", "deb http://example.org/ ./ , -1 ", Source{"http://example.org/", "./", []string{}, opts{}, -1}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -85,6 +91,8 @@ func TestParseLineRefuses(t *testing.T) {
 		{"components of a flat one", "deb http://example.org/ ./ main", `the suite "./" ends in a slash`},
 		{"open bracket", "deb [trusted=yes http://example.org/ ./", "no closing bracket"},
 		{"unknown option", "deb [trusted=yes colour=red] http://example.org/ ./", `unknown option "colour=red"`},
+		{"priority that is none", "deb http://example.org/ ./,0", `the priority "0" is none of apt's`},
+		{"priority that is too high", "deb http://example.org/ ./,32768", `the priority "32768" is none of apt's`},
 		{"option without a value", "deb [trusted] http://example.org/ ./", `unknown option "trusted"`},
 	}
 	for _, tt := range tests {
@@ -143,32 +151,32 @@ Components: main contrib
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 `,
 			[]Source{
-				{"http://example.org/debian", "bookworm", []string{"main"}, opts{"Signed-By": "/usr/share/keyrings/debian-archive-keyring.gpg"}},
-				{"http://example.org/debian", "bookworm-updates", []string{"main"}, opts{"Signed-By": "/usr/share/keyrings/debian-archive-keyring.gpg"}},
-				{"http://example.org/debian-security", "bookworm-security", []string{"main", "contrib"}, opts{"Signed-By": "/usr/share/keyrings/debian-archive-keyring.gpg"}},
+				{"http://example.org/debian", "bookworm", []string{"main"}, opts{"Signed-By": "/usr/share/keyrings/debian-archive-keyring.gpg"}, 0},
+				{"http://example.org/debian", "bookworm-updates", []string{"main"}, opts{"Signed-By": "/usr/share/keyrings/debian-archive-keyring.gpg"}, 0},
+				{"http://example.org/debian-security", "bookworm-security", []string{"main", "contrib"}, opts{"Signed-By": "/usr/share/keyrings/debian-archive-keyring.gpg"}, 0},
 			},
 		},
 		{
 			"several URIs and suites, over several lines", "types: deb\nuris: http://example.org/a\n http://example.org/b\nsuites:\n one\n two\ncomponents: x y\n",
 			[]Source{
-				{"http://example.org/a", "one", []string{"x", "y"}, opts{}},
-				{"http://example.org/a", "two", []string{"x", "y"}, opts{}},
-				{"http://example.org/b", "one", []string{"x", "y"}, opts{}},
-				{"http://example.org/b", "two", []string{"x", "y"}, opts{}},
+				{"http://example.org/a", "one", []string{"x", "y"}, opts{}, 0},
+				{"http://example.org/a", "two", []string{"x", "y"}, opts{}, 0},
+				{"http://example.org/b", "one", []string{"x", "y"}, opts{}, 0},
+				{"http://example.org/b", "two", []string{"x", "y"}, opts{}, 0},
 			},
 		},
 		{
 			"flat", "Types: deb\nURIs: file:/srv\nSuites: ./\nTrusted: yes\n",
-			[]Source{{"file:/srv", "./", []string{}, opts{"Trusted": "yes"}}},
+			[]Source{{"file:/srv", "./", []string{}, opts{"Trusted": "yes"}, 0}},
 		},
 		{
 			"a key inside", "Types: deb\nURIs: http://example.org/\nSuites: one\nComponents: x\nSigned-By:" + inlineKey + "\nX-Unknown: y\n",
-			[]Source{{"http://example.org/", "one", []string{"x"}, opts{"Signed-By": inlineKey}}},
+			[]Source{{"http://example.org/", "one", []string{"x"}, opts{"Signed-By": inlineKey}, 0}},
 		},
 		{"only source packages", "Types: deb-src\nURIs: http://example.org/\nSuites: one\nComponents: x\n", nil},
 		{
 			"enabled in so many words", "Enabled: yes\nTypes: deb\nURIs: file:/srv\nSuites: ./\n",
-			[]Source{{"file:/srv", "./", []string{}, opts{}}},
+			[]Source{{"file:/srv", "./", []string{}, opts{}, 0}},
 		},
 		{"disabled", "Enabled: no\nTypes: deb\nURIs: file:/srv\nSuites: ./\n", nil},
 		{"disabled, in apt's other words", disabled("No", "false", "0", "without", "off", "disable"), nil},
@@ -224,10 +232,10 @@ func TestWith(t *testing.T) {
 func TestStanzas(t *testing.T) {
 	t.Parallel()
 	sources := []Source{
-		{"http://example.org/a", "one", []string{"x", "y"}, opts{}},
-		{"http://example.org/b", "./", []string{}, opts{"Trusted": "yes", "Architectures": "amd64 i386"}},
-		{"http://example.org/c", "two", []string{"x"}, opts{"Signed-By": inlineKey, "Check-Valid-Until": "no", "Allow-Insecure": "yes"}},
-		{"http://example.org/d", "two", []string{"x"}, opts{"Signed-By": "/usr/share/keyrings/d.gpg", "InRelease-Path": "i", "PDiffs": "no"}},
+		{"http://example.org/a", "one", []string{"x", "y"}, opts{}, 0},
+		{"http://example.org/b", "./", []string{}, opts{"Trusted": "yes", "Architectures": "amd64 i386"}, 0},
+		{"http://example.org/c", "two", []string{"x"}, opts{"Signed-By": inlineKey, "Check-Valid-Until": "no", "Allow-Insecure": "yes"}, 0},
+		{"http://example.org/d", "two", []string{"x"}, opts{"Signed-By": "/usr/share/keyrings/d.gpg", "InRelease-Path": "i", "PDiffs": "no"}, 0},
 	}
 	again, err := parseStanzas(Stanzas(sources))
 	assert.NilError(t, err)
@@ -236,7 +244,7 @@ func TestStanzas(t *testing.T) {
 
 	// What the tree's apt must not follow is left out: other languages,
 	// foreign architectures of the host.
-	text := string(Stanzas([]Source{{"http://example.org/a", "one", []string{"x"}, opts{"Languages": "de", "Targets": "Contents", "Architectures-Add": "i386"}}}))
+	text := string(Stanzas([]Source{{"http://example.org/a", "one", []string{"x"}, opts{"Languages": "de", "Targets": "Contents", "Architectures-Add": "i386"}, 0}}))
 	assert.Equal(t, text, "Types: deb\nURIs: http://example.org/a\nSuites: one\nComponents: x\n\n")
 }
 
@@ -439,11 +447,11 @@ func TestForSuite(t *testing.T) {
 	t.Parallel()
 	const debian, security = "http://example.org/debian", "http://example.org/security"
 	own := []Source{
-		{debian, "bookworm", []string{"main"}, opts{"Signed-By": "/k.gpg"}},
-		{debian, "bookworm-updates", []string{"main"}, opts{"Signed-By": "/k.gpg"}},
-		{security, "bookworm-security", []string{"main"}, opts{"Signed-By": "/k.gpg"}},
-		{debian, "bookworm-backports", []string{"main"}, opts{"Signed-By": "/k.gpg"}},
-		{debian, "sid", []string{"main"}, opts{"Signed-By": "/k.gpg"}},
+		{debian, "bookworm", []string{"main"}, opts{"Signed-By": "/k.gpg"}, 0},
+		{debian, "bookworm-updates", []string{"main"}, opts{"Signed-By": "/k.gpg"}, 0},
+		{security, "bookworm-security", []string{"main"}, opts{"Signed-By": "/k.gpg"}, 0},
+		{debian, "bookworm-backports", []string{"main"}, opts{"Signed-By": "/k.gpg"}, 0},
+		{debian, "sid", []string{"main"}, opts{"Signed-By": "/k.gpg"}, 0},
 	}
 	tests := []struct {
 		name  string
@@ -607,7 +615,7 @@ func TestReadHostOrigins(t *testing.T) {
 	h.Distribution, h.Codename = "debian", "bookworm"
 	own, err := h.Own()
 	assert.NilError(t, err)
-	assert.DeepEqual(t, own, []Source{{"file:" + dir + "/repo/debian/", "bookworm", []string{"main"}, opts{"Trusted": "yes"}}})
+	assert.DeepEqual(t, own, []Source{{"file:" + dir + "/repo/debian/", "bookworm", []string{"main"}, opts{"Trusted": "yes"}, 0}})
 }
 
 func FuzzParseLine(f *testing.F) {
