@@ -195,7 +195,7 @@ func stageError(stage string, err error) *state.Error {
 	case errors.As(err, &usage):
 		kind = state.KindUsage
 	}
-	return &state.Error{Stage: stage, Kind: kind, Message: strings.ReplaceAll(err.Error(), "\n", "; "), Hint: diag.Hint(err)}
+	return &state.Error{Stage: stage, Kind: kind, Message: diag.WithoutLogins(strings.ReplaceAll(err.Error(), "\n", "; ")), Hint: diag.WithoutLogins(diag.Hint(err))}
 }
 
 // handOn writes the document: first the copy in the tree, which is what is left

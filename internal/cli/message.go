@@ -37,8 +37,9 @@ func isTerminal(fd uintptr) bool {
 	return err == nil
 }
 
-// clean keeps foreign text from driving the terminal.
+// clean keeps foreign text from driving the terminal, and logins to itself.
 func clean(s string) string {
+	s = diag.WithoutLogins(s)
 	return strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || (r < ' ' && r != '\n' && r != '\t') || (r >= 0x7f && r < 0xa0) {
 			return -1

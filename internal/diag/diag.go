@@ -5,6 +5,7 @@ package diag
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode"
 )
@@ -33,6 +34,13 @@ func Hint(err error) string {
 	}
 	return ""
 }
+
+// login fits what stands for user and password in an address, also a password with
+// characters that should have been escaped.
+var login = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s"']*@`)
+
+// WithoutLogins takes users and passwords out of the addresses in a text.
+func WithoutLogins(text string) string { return login.ReplaceAllString(text, "${1}…@") }
 
 // Printable makes one line of foreign text: control characters are left out, and
 // blanks and line ends folded.

@@ -51,3 +51,16 @@ func TestPrintable(t *testing.T) {
 		assert.Equal(t, Printable(text), want)
 	}
 }
+
+func TestWithoutLogins(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"":                                     "",
+		"http://example.org/a@b":               "http://…@b",
+		"see a@example.org":                    "see a@example.org",
+		"deb https://u:p@example.org/":         "deb https://…@example.org/",
+		`"http://u:p/w@x@h" and http://v:q@g/`: `"http://…@h" and http://…@g/`,
+	} {
+		assert.Equal(t, WithoutLogins(text), want)
+	}
+}
