@@ -217,7 +217,7 @@ func (b *builder) spec(root sandbox.Root) sandbox.Spec {
 }
 
 func (b *builder) inside(root sandbox.Root, log io.Writer) apt.Inside {
-	return apt.Inside{Spec: b.spec(root), Log: log}
+	return apt.Inside{Spec: b.spec(root), Fetch: apt.Binds(b.tree.Apt(), b.Doc.Tree.Directories()), Log: log}
 }
 
 func (b *builder) refreshLists(ctx context.Context) error {

@@ -14,8 +14,8 @@ import (
 const headersPrefix = "linux-headers-"
 
 // findKernels resolves the kernels that were asked for, or the current one of
-// the default flavour, to the headers packages of the tree's repositories.
-func findKernels(ctx context.Context, inside apt.Inside, tree *state.Tree, wanted []string) ([]state.Kernel, error) {
+// the flavour, or of the default one, to the headers packages of the tree's repositories.
+func findKernels(ctx context.Context, inside apt.Inside, tree *state.Tree, wanted []string, flavour string) ([]state.Kernel, error) {
 	names, err := inside.Names(ctx, headersPrefix)
 	if err != nil {
 		return nil, err
@@ -56,7 +56,9 @@ func findKernels(ctx context.Context, inside apt.Inside, tree *state.Tree, wante
 		}
 	}
 	if len(wanted) == 0 {
-		flavour := kernel.DefaultFlavour(tree.Distribution, tree.Architecture)
+		if flavour == "" {
+			flavour = kernel.DefaultFlavour(tree.Distribution, tree.Architecture)
+		}
 		release, err := currentKernel(flavour, usable)
 		if err != nil {
 			return nil, diag.WithHint(err, "name a kernel with --kver; there are: %s", strings.Join(releases, ", "))

@@ -12,6 +12,8 @@ import (
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"flag"
+	"os"
+	"path/filepath"
 	"regexp"
 )
 
@@ -20,51 +22,87 @@ Makes the build tree: a base system with compiler, dkms and debhelper, and the
 headers of each wanted kernel, each in a layer of its own. Without --kver that is
 the kernel that the header metapackage of the suite's default flavour points at.
 Packages come from the distribution's own repositories among those that the
-host's apt uses.
+host's apt uses, from those that --repo names, or from Fuel's settings.
 
 Begins the chain: reads no document.`
 
 type options struct {
-	kvers   cli.List
-	repos   cli.List
-	release string
-	workDir string
+	kvers      cli.List
+	flavour    string
+	repos      cli.List
+	release    string
+	settings   string
+	httpProxy  string
+	httpsProxy string
+	direct     cli.List
+	cert       string
+	auth       string
+	base       string
+	workDir    string
 
-	sources []apt.Source // parsed --repo
+	args        []string     // the command line
+	sources     []apt.Source // of --repo, in place of the host's
+	directories []string     // of --repo, in addition
+	fuel        apt.Settings // of --settings
+	proxies     []apt.Proxy
+	logins      []apt.Login // for the proxies
 }
 
-var kverPattern = regexp.MustCompile(`^[0-9][A-Za-z0-9.+~_-]*$`)
+var (
+	kverPattern    = regexp.MustCompile(`^[0-9][A-Za-z0-9.+~_-]*$`)
+	flavourPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9.+-]*$`)
+)
 
-func (o *options) check([]string) error {
+func (o *options) check([]string) (err error) {
 	for _, k := range o.kvers {
 		if !kverPattern.MatchString(k) {
 			return cli.Usagef("--kver %q: not a kernel release such as uname -r prints", k)
 		}
 	}
-	for _, line := range o.repos {
-		s, err := apt.ParseLine(line)
-		if err != nil {
-			return cli.Usagef("--repo: %w", err)
+	if err := o.checkRepositories(); err != nil {
+		return err
+	}
+	if err := o.readSettings(apt.FuelSettings); err != nil {
+		return err
+	}
+	if o.flavour = apt.FlavourOf(o.flavour); o.flavour != "" && !flavourPattern.MatchString(o.flavour) {
+		return cli.Usagef("--kernel-flavor %q: not a flavour such as amd64 or generic, nor the name of its image's package", o.flavour)
+	}
+	if err := o.checkNetwork(); err != nil {
+		return err
+	}
+	for flag, path := range map[string]*string{"base": &o.base, "load-cert": &o.cert, "auth-conf": &o.auth} {
+		if *path == "" {
+			continue
 		}
-		o.sources = append(o.sources, s)
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+		if _, err := os.Stat(*path); err != nil {
+			return cli.Usagef("--%s: %w", flag, err)
+		}
 	}
-	if o.release != "" && len(o.repos) > 0 {
-		return cli.Usagef("--release takes the host's repositories with another suite, and --repo replaces them: give one of the two")
-	}
-	var err error
 	o.workDir, err = rootfs.WorkDir(o.workDir)
 	return err
 }
 
 func main() {
 	sandbox.Init()
-	o := &options{}
+	o := &options{args: os.Args}
 	cli.Main(cli.Program{
 		Name: "mkchroot", Manual: manual, Starts: true,
 		Flags: func(fs *flag.FlagSet) {
 			fs.Var(&o.kvers, "kver", "`release` of a kernel to build for, as uname -r prints it")
-			fs.StringVar(&o.release, "release", "", "`suite` to build in: the host's mirrors with this suite, its -updates and -security")
-			fs.Var(&o.repos, "repo", "`repository` as 'deb uri suite components', in place of the host's; the first is the distribution's")
+			fs.StringVar(&o.flavour, "kernel-flavor", "", "`flavour` of the kernel without --kver, also as the name of its image's package")
+			fs.StringVar(&o.release, "release", "", "`suite` to build in: the host's mirrors with this suite, its -updates and -security; of the repositories given, the one with this suite is the distribution's (--ubuntu-release is the same)")
+			fs.Var(&o.repos, "repo", "`repository` as 'deb uri suite [components][,priority]', in place of the host's, the first is the distribution's; or a directory of .debs, in addition and preferred")
+			fs.StringVar(&o.settings, "settings", "", "`file` of fuel-bootstrap with repositories, proxies and kernel flavour (default "+apt.FuelSettings+" where that is and neither --repo nor --release is given)")
+			fs.StringVar(&o.httpProxy, "http-proxy", "", "`address` of the proxy for http, and for https without --https-proxy")
+			fs.StringVar(&o.httpsProxy, "https-proxy", "", "`address` of the proxy for https")
+			fs.Var(&o.direct, "direct-repo-addr", "`host` that is asked without a proxy")
+			fs.StringVar(&o.cert, "load-cert", "", "`file` with the certificate of an authority that https repositories may have, besides the host's")
+			fs.StringVar(&o.auth, "auth-conf", "", "`file` with logins for repositories and proxies, auth.conf(5)")
+			fs.StringVar(&o.base, "base", "", "`path` of a ready system to build in, a tar archive or a directory; what it lacks is installed")
 			fs.StringVar(&o.workDir, "work-dir", "", "`directory` for build trees (default /var/cache/dkms2bin, for ordinary users in their own cache directory)")
 		},
 		Check: o.check,

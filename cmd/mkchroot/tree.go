@@ -5,7 +5,6 @@ import (
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
-	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/kernel"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
@@ -14,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,7 +29,7 @@ const baseLayer = "base"
 // makeTree makes the tree and fills the document. What was made before an error
 // is in the document too, so that rmchroot can remove it.
 func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
-	host, sources, err := repositoriesFor(ctx, o)
+	from, err := findOrigin(ctx, s.Msg, o)
 	if err != nil {
 		return err
 	}
@@ -48,8 +46,8 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 	}
 	defer func() { err = errors.Join(err, tree.Close()) }()
 	s.Doc.Tree = &state.Tree{
-		Path: tree.Path, Suite: sources[0].Suite, Distribution: host.Distribution,
-		Architecture: host.Architecture, Repositories: repositories(sources), Created: time.Now().UTC().Truncate(time.Second),
+		Path: tree.Path, Suite: from.sources[0].Suite, Distribution: from.host.Distribution,
+		Architecture: from.host.Architecture, Created: time.Now().UTC().Truncate(time.Second),
 	}
 	s.Doc.Tree.Log = filepath.Join(tree.Path, "records", "mkchroot.log")
 	log, err := os.Create(s.Doc.Tree.Log)
@@ -59,14 +57,19 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 	defer func() { err = errors.Join(err, log.Close()) }()
 	watch := io.MultiWriter(log, step)
 
-	if err := makeBase(ctx, tree, sources, watch); err != nil {
+	if s.Doc.Tree.Repositories, err = from.provide(ctx, s.Msg, tree); err != nil {
+		return err
+	}
+	b := baseMaker{origin: from, msg: s.Msg, given: o.base, tree: tree, inside: apt.Inside{
+		Spec:  sandbox.Spec{Mountpoint: tree.Mountpoint(), Env: sandbox.DefaultEnv()},
+		Fetch: apt.Binds(tree.Apt(), s.Doc.Tree.Directories()), Log: watch,
+	}}
+	if err := b.make(ctx); err != nil {
 		return err
 	}
 	s.Doc.Tree.Base = baseLayer
-	inside := apt.Inside{
-		Spec: sandbox.Spec{Root: tree.Root(baseLayer), Mountpoint: tree.Mountpoint(), Env: sandbox.DefaultEnv()},
-		Log:  watch,
-	}
+	inside := b.inside
+	inside.Spec.Root = tree.Root(baseLayer)
 	if id, err := inside.Output(ctx, "sh", "-c", ". /etc/os-release && echo $ID"); err == nil {
 		s.Doc.Tree.Distribution = strings.TrimSpace(string(id))
 	}
@@ -76,7 +79,7 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 	}
 	s.Doc.Tree.DKMS, s.Doc.Tree.Compiler = installed["dkms"], installed["gcc"]
 
-	kernels, err := findKernels(ctx, inside, s.Doc.Tree, o.kvers)
+	kernels, err := findKernels(ctx, inside, s.Doc.Tree, o.kvers, o.flavour)
 	if err != nil {
 		return err
 	}
@@ -87,24 +90,6 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 		s.Doc.Kernels = append(s.Doc.Kernels, k)
 	}
 	return nil
-}
-
-// repositoriesFor are those that --repo names, or the distribution's own among
-// the host's. Only for these the host's are read.
-func repositoriesFor(ctx context.Context, o *options) (apt.Host, []apt.Source, error) {
-	if len(o.sources) > 0 {
-		host, err := apt.ReadSystem(ctx)
-		return host, o.sources, err
-	}
-	host, err := apt.ReadHost(ctx)
-	if err != nil {
-		return host, nil, err
-	}
-	sources, err := host.Own()
-	if err == nil && o.release != "" {
-		sources = apt.ForSuite(sources, o.release)
-	}
-	return host, sources, err
 }
 
 // treeSize is what a tree takes with the headers of one kernel, in bytes. Trixie's
@@ -125,68 +110,6 @@ func enoughSpace(dir string) error {
 			"--work-dir names another place; rmchroot --stale removes what dead runs left")
 	}
 	return nil
-}
-
-// repositories are the sources as the document tells them, without credentials.
-func repositories(sources []apt.Source) []state.Repository {
-	var out []state.Repository
-	for _, s := range sources {
-		uri := s.URI
-		if u, err := url.Parse(uri); err == nil {
-			u.User = nil
-			uri = u.String()
-		}
-		out = append(out, state.Repository{URI: uri, Suite: s.Suite, Components: s.Components, Trusted: s.Trusted()})
-	}
-	return out
-}
-
-// makeBase makes the base layer. The program that makes it reads the keyrings on
-// the host, apt inside reads copies of them in the tree.
-func makeBase(ctx context.Context, tree *rootfs.Tree, sources []apt.Source, log io.Writer) error {
-	general, err := generalKeyrings("/etc/apt")
-	if err != nil {
-		return err
-	}
-	inTree, keyrings, err := moveKeyrings(sources)
-	if err != nil {
-		return err
-	}
-	spec := rootfs.BaseSpec{
-		Suite: sources[0].Suite, Mirror: sources[0].URI, Parts: sources[0].Components,
-		Sources: apt.Stanzas(sources), Packages: buildSet, AptConf: []byte(apt.Config), Log: log,
-		Trusted: sources[0].Trusted(),
-	}
-	if keys := sources[0].Keyrings(); len(keys) > 0 {
-		spec.Keyring = keys[0]
-	}
-	for _, s := range sources {
-		if strings.HasPrefix(s.URI, "https:") {
-			spec.Packages = append(spec.Packages, "ca-certificates")
-			break
-		}
-	}
-	files := append(append(general, keyrings...),
-		rootfs.ConfigFile{Path: "/etc/apt/sources.list.d/dkms2bin.sources", Content: apt.Stanzas(inTree), Mode: 0o600},
-		rootfs.ConfigFile{Path: "/etc/apt/apt.conf.d/90dkms2bin", Content: []byte(apt.Config), Mode: 0o644},
-		rootfs.ConfigFile{Path: "/etc/dpkg/dpkg.cfg.d/dkms2bin", Content: []byte("force-confdef\nforce-confold\nforce-unsafe-io\n"), Mode: 0o644},
-		rootfs.ConfigFile{Path: "/usr/sbin/policy-rc.d", Content: []byte("#!/bin/sh\nexit 101\n"), Mode: 0o755},
-		// Regular files, so that the sandbox can put the host's over them.
-		rootfs.ConfigFile{Path: "/etc/resolv.conf", Mode: 0o644},
-		rootfs.ConfigFile{Path: "/etc/hosts", Content: []byte("127.0.0.1 localhost\n"), Mode: 0o644},
-	)
-	for path, content := range dkms.ConfigFiles() {
-		files = append(files, rootfs.ConfigFile{Path: path, Content: []byte(content), Mode: 0o644})
-	}
-	return tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: baseLayer,
-		Make: func(root sandbox.Root) error {
-			if err := rootfs.MakeBase(ctx, tree.Mountpoint(), root.Upper, spec); err != nil {
-				return err
-			}
-			return rootfs.Configure(root.Upper, files, "/etc/apt/sources.list", "/etc/apt/sources.list.d", "/etc/apt/apt.conf.d/99mmdebstrap")
-		},
-	})
 }
 
 // moveKeyrings returns the sources with keyrings as they are called in the tree,

@@ -41,9 +41,33 @@ type options struct {
 // keys are the flags of all programs: one configuration file serves them all,
 // so each program passes over those of the others.
 var keys = []string{
-	"dkms", "dry-run", "grace-period", "headers", "image-dependency", "index-description", "index-url", "keep", "keep-kernels",
-	"keep-versions", "kver", "log-dir", "older-than", "out-dir", "release", "repo", "shell", "sign-with", "stale", "timeout",
+	"auth-conf", "base", "direct-repo-addr", "dkms", "dry-run", "grace-period", "headers", "http-proxy", "https-proxy",
+	"image-dependency", "index-description", "index-url", "keep", "keep-kernels", "keep-versions", "kernel-flavor", "kver",
+	"load-cert", "log-dir", "older-than", "out-dir", "release", "repo", "settings", "shell", "sign-with", "stale", "timeout",
 	"verify", "version-suffix", "work-dir",
+}
+
+// aliases are other names of flags, on the command line and in the configuration
+// file, by those that fuel-bootstrap has.
+var aliases = map[string]string{"ubuntu-release": "release"}
+
+// unaliased gives the arguments with the flags' own names.
+func unaliased(args []string) []string {
+	out := slices.Clone(args)
+	for i, arg := range out {
+		if arg == "--" {
+			break
+		}
+		word, value, hasValue := strings.Cut(arg, "=")
+		name := aliases[strings.TrimLeft(word, "-")]
+		if !strings.HasPrefix(word, "-") || name == "" {
+			continue
+		}
+		if out[i] = "--" + name; hasValue {
+			out[i] += "=" + value
+		}
+	}
+	return out
 }
 
 func parseFlags(p Program, args []string) (options, error) {
@@ -62,7 +86,7 @@ func parseFlags(p Program, args []string) (options, error) {
 	for _, action := range []string{"CHECK", "DRY_RUN", "KEEP", "SHELL", "STALE", "VERIFY", "VERSION"} {
 		os.Unsetenv(EnvPrefix + "_" + action)
 	}
-	err := ff.Parse(fs, spreadLists(fs, args),
+	err := ff.Parse(fs, spreadLists(fs, unaliased(args)),
 		ff.WithEnvVarPrefix(EnvPrefix), ff.WithEnvVarSplit("\n"),
 		ff.WithConfigFileFlag("config"), ff.WithConfigFileParser(knownKeys(fs)))
 	opts.operands = fs.Args()
@@ -102,6 +126,9 @@ func readable(err error) error {
 func knownKeys(fs *flag.FlagSet) ff.ConfigFileParser {
 	return func(r io.Reader, set func(name, value string) error) error {
 		return ff.PlainParser(r, func(name, value string) error {
+			if of := aliases[name]; of != "" {
+				name = of
+			}
 			if fs.Lookup(name) == nil && slices.Contains(keys, name) {
 				return nil
 			}

@@ -13,27 +13,31 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"unicode"
 
 	"golang.org/x/sys/unix"
 )
 
 // A BaseSpec says what the first layer of a tree is made of.
 type BaseSpec struct {
+	// Given is a ready tree on the host, a tar archive or a directory, that is
+	// taken as it is. Nothing else but Log is used then.
+	Given    string
 	Suite    string
 	Mirror   string // the main repository, for debootstrap
 	Parts    []string
 	Keyring  string // that signs the main repository, for debootstrap; may be ""
 	Trusted  bool   // the main repository's signature is not checked, for debootstrap
+	Wgetrc   []byte // for debootstrap
 	Sources  []byte // all repositories, deb822 format, with keyrings of the host
 	Packages []string
 	AptConf  []byte // apt.conf(5), for the time of the run
+	Fetch    []sandbox.Bind
 	Log      io.Writer
 }
 
-// pathExcludes keep out of the tree what no build reads. The copyright files and
-// changelogs go into the packages.
-var pathExcludes = []string{
+// PathExcludes keep out of the tree what no build reads, dpkg.cfg(5). The
+// copyright files and changelogs go into the packages.
+var PathExcludes = []string{
 	"path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/info/*",
 	"path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright", "path-include=/usr/share/doc/*/changelog*",
 }
@@ -42,23 +46,28 @@ var pathExcludes = []string{
 // there: it takes about 700 MB, and the disk is what makes it slow.
 const inMemory = 3 << 30
 
-// MakeBase fills dir, an empty directory, with a base system: by mmdebstrap, or
-// by debootstrap where that is missing.
-func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) error {
+// MakeBase fills dir, an empty directory, with a base system: the given one, or
+// one by mmdebstrap, or by debootstrap where that is missing. The last leaves the
+// packages out; installed says whether they are in.
+func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (installed bool, err error) {
 	var tail bytes.Buffer
 	log := io.MultiWriter(&tail, spec.Log)
 	run := sandbox.Spec{
-		Root: sandbox.Root{Host: true}, Mountpoint: mountpoint, Network: true,
+		Root: sandbox.Root{Host: true}, Mountpoint: mountpoint, Network: spec.Given == "",
 		Env: sandbox.DefaultEnv(), Stdout: log, Stderr: log,
 		Binds: []sandbox.Bind{{Source: dir, Target: "/tmp/base", Write: true}},
 		Files: []sandbox.File{
 			{Target: "/tmp/base.sources", Content: spec.Sources, Mode: 0o644},
 			{Target: "/tmp/base.conf", Content: spec.AptConf, Mode: 0o644},
-			{Target: "/tmp/base.dpkg", Content: []byte(strings.Join(pathExcludes, "\n") + "\n"), Mode: 0o644},
 		},
 	}
-	packages := strings.Join(spec.Packages, ",")
+	if spec.Given == "" {
+		run.Binds = append(run.Binds, spec.Fetch...)
+	}
 	switch {
+	case spec.Given != "":
+		run.Binds = append(run.Binds, sandbox.Bind{Source: spec.Given, Target: givenBase})
+		run.Args = []string{"sh", "-ec", unpackBase}
 	case haveProgram("mmdebstrap"):
 		target := "/tmp/base"
 		switch {
@@ -69,88 +78,114 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) error 
 		}
 		run.Args = append([]string{
 			"sh", "-ec", `mkdir -p "$1"; target=$1; shift; mmdebstrap "$@"; [ "$target" = /tmp/base ] || cp -a "$target/." /tmp/base/`, "sh", target,
-			"--mode=root", "--format=directory", "--variant=apt", "--include=" + packages,
-			"--aptopt=/tmp/base.conf", "--skip=cleanup/apt/lists",
+			"--mode=root", "--format=directory", "--variant=apt", "--aptopt=/tmp/base.conf", "--skip=cleanup/apt/lists",
 		}, spec.Suite, target, "/tmp/base.sources")
-		for _, opt := range pathExcludes {
+		if len(spec.Packages) > 0 {
+			run.Args = append(run.Args, "--include="+strings.Join(spec.Packages, ","))
+		}
+		for _, opt := range PathExcludes {
 			run.Args = append(run.Args, "--dpkgopt="+opt)
 		}
+		installed = true
 	case haveProgram("debootstrap"):
 		// debootstrap tries mknod, which only real root may.
 		run.RealRoot = true
 		run.Args = debootstrap(spec)
+		run.Files = append(run.Files, sandbox.File{Target: wgetrc, Content: spec.Wgetrc, Mode: 0o600})
+		run.Env = append(run.Env, "WGETRC="+wgetrc)
 	default:
-		return diag.WithHint(errors.New("neither mmdebstrap nor debootstrap is installed"), "apt-get install mmdebstrap")
+		return false, diag.WithHint(errors.New("neither mmdebstrap nor debootstrap is installed"), "apt-get install mmdebstrap")
 	}
-	err := sandbox.Run(ctx, run)
+	if err := sandbox.Run(ctx, run); err != nil {
+		return false, baseError(err, spec, tail.String())
+	}
+	if spec.Given == "" {
+		return installed, nil
+	}
+	return false, completeBase(dir)
+}
+
+// baseError says why there is no base system, with what to do about it.
+func baseError(err error, spec BaseSpec, output string) error {
 	var exit *sandbox.ExitError
-	if errors.As(err, &exit) {
-		reason := baseReason(tail.String(), exit)
-		err = fmt.Errorf("cannot make the base system: %s", reason)
-		switch {
-		case strings.Contains(reason, "GPG error"):
-			return diag.WithHint(err, "the repository is signed by a key that was not given: --repo 'deb [signed-by=KEYRING] uri suite components'")
-		case strings.Contains(reason, "Failed to fetch"), strings.Contains(reason, "does not have a Release file"):
-			return diag.WithHint(err, "look at the mirror's address, the suite's name and the network; --repo takes another mirror")
-		case strings.Contains(reason, "No space left"):
-			return diag.WithHint(err, "a tree needs about 1 GB; --work-dir names another place")
-		}
-		return err
-	}
-	if err != nil {
+	if !errors.As(err, &exit) {
 		return fmt.Errorf("cannot make the base system: %w", err)
 	}
-	return nil
+	if spec.Given != "" {
+		err = fmt.Errorf("cannot take %s as the base system: %s", spec.Given, exit.Tail)
+		if strings.Contains(exit.Tail, "Cannot exec") {
+			return diag.WithHint(err, "install the program that unpacks it on this host")
+		}
+		return diag.WithHint(err, "it must be a tar archive, or the directory, of a whole Debian or Ubuntu system with apt in it")
+	}
+	reason := baseReason(output, exit)
+	err = fmt.Errorf("cannot make the base system: %s", reason)
+	switch {
+	case strings.Contains(reason, "GPG error"):
+		return diag.WithHint(err, "the repository is signed by a key that was not given: --repo 'deb [signed-by=KEYRING] uri suite components'")
+	case strings.Contains(reason, "401  "), strings.Contains(reason, "407  "):
+		return diag.WithHint(err, "it wants a login: --auth-conf names a file with it")
+	case strings.Contains(reason, "certificate"):
+		return diag.WithHint(err, "--load-cert names the certificate of an authority of your own")
+	case strings.Contains(reason, "Failed to fetch"), strings.Contains(reason, "does not have a Release file"):
+		return diag.WithHint(err, "look at the mirror's address, the suite's name and the network; --repo takes another mirror")
+	case strings.Contains(reason, "No space left"):
+		return diag.WithHint(err, "a tree needs about 1 GB; --work-dir names another place")
+	}
+	return err
 }
 
-// debootstrap is the command that makes the base system in /tmp/base where there
-// is no mmdebstrap.
+const (
+	givenBase = "/run/dkms2bin/base"
+	wgetrc    = "/run/dkms2bin/wgetrc"
+)
+
+// unpackBase unpacks or copies a given base system, without what the sandbox
+// mounts over anyway: device nodes cannot be made in it, and are refused
+// elsewhere. The host is read-only meanwhile, so that no member of a hostile
+// archive leads to it.
+const unpackBase = `cd /tmp/base
+set -- --extract --preserve-permissions --numeric-owner --anchored --no-wildcards-match-slash 	--exclude='./dev/*' --exclude='dev/*' --exclude='./proc/*' --exclude='proc/*' --exclude='./sys/*' --exclude='sys/*' --exclude='./run/*' --exclude='run/*'
+if [ -d ` + givenBase + ` ]; then
+	{ tar --create --one-file-system --numeric-owner -C ` + givenBase + ` --anchored --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' --exclude='./run/*' . || touch /tmp/failed; } | tar "$@"
+	[ ! -e /tmp/failed ]
+else
+	tar "$@" --file=` + givenBase + `
+fi`
+
+// completeBase checks that a given tree is a system with apt, and makes the
+// directories that the sandbox mounts on.
+func completeBase(dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, name := range []string{"usr/bin/dpkg", "usr/bin/apt-get", "var/lib/dpkg/status"} {
+		if _, err := root.Stat(name); err != nil {
+			return diag.WithHint(fmt.Errorf("the given base system is none: there is no /%s in it", name),
+				"it must be a tar archive, or the directory, of a whole Debian or Ubuntu system with apt in it")
+		}
+	}
+	for _, name := range []string{"dev", "proc", "sys", "run", "tmp"} {
+		if err := root.Mkdir(name, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+	}
+	return root.Chmod("tmp", 0o777|os.ModeSticky)
+}
+
+// debootstrap is the command that makes a small base system in /tmp/base where
+// there is no mmdebstrap.
 func debootstrap(spec BaseSpec) []string {
-	script := `debootstrap --variant=minbase ${6:+--no-check-gpg} ${4:+--keyring="$4"} --components="$3" "$1" /tmp/base "$2"
-packages=$5
-shift 6
-rm -f /tmp/base/etc/apt/sources.list
-cp /tmp/base.sources /tmp/base/etc/apt/sources.list.d/dkms2bin.sources
-cp /tmp/base.conf /tmp/base/etc/apt/apt.conf.d/90dkms2bin
-cp /tmp/base.dpkg /tmp/base/etc/dpkg/dpkg.cfg.d/dkms2bin
-cp -L /etc/resolv.conf /tmp/base/etc/resolv.conf
-for key; do mkdir -p "/tmp/base${key%/*}"; cp "$key" "/tmp/base$key"; done
-for key in /etc/apt/trusted.gpg /etc/apt/trusted.gpg.d/*.gpg /etc/apt/trusted.gpg.d/*.asc; do
-	if [ -r "$key" ] && [ ! -e "/tmp/base$key" ]; then cp "$key" "/tmp/base$key"; fi
-done
-mount --bind /proc /tmp/base/proc
-trap 'umount /tmp/base/proc' EXIT
-printf '#!/bin/sh\nexit 101\n' >/tmp/base/usr/sbin/policy-rc.d
-chmod 755 /tmp/base/usr/sbin/policy-rc.d
-chroot /tmp/base apt-get update
-chroot /tmp/base apt-get -y dist-upgrade
-chroot /tmp/base apt-get -y install $packages
-chroot /tmp/base apt-get clean`
-	trusted := ""
+	args := []string{"debootstrap", "--variant=minbase"}
 	if spec.Trusted {
-		trusted = "yes"
+		args = append(args, "--no-check-gpg")
 	}
-	return append([]string{
-		"sh", "-ec", script, "sh", spec.Suite, spec.Mirror, strings.Join(spec.Parts, ","), spec.Keyring, strings.Join(spec.Packages, " "), trusted,
-	}, keyrings(spec.Sources)...)
-}
-
-// keyrings lists the files that sources name as keyrings, sources.list(5): there
-// may be several to a repository, separated by blanks or commas.
-func keyrings(sources []byte) []string {
-	var files []string
-	for line := range strings.Lines(string(sources)) {
-		value, ok := strings.CutPrefix(line, "Signed-By:")
-		if !ok {
-			continue
-		}
-		for _, word := range strings.FieldsFunc(value, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }) {
-			if strings.HasPrefix(word, "/") && !slices.Contains(files, word) {
-				files = append(files, word)
-			}
-		}
+	if spec.Keyring != "" {
+		args = append(args, "--keyring="+spec.Keyring)
 	}
-	return files
+	return append(args, "--components="+strings.Join(spec.Parts, ","), spec.Suite, "/tmp/base", spec.Mirror)
 }
 
 // baseReason picks the lines that say why: apt's and the tool's own errors.

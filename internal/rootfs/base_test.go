@@ -5,8 +5,8 @@ import (
 	"dkms2bin/internal/sandbox"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"gotest.tools/v3/assert"
@@ -111,23 +111,9 @@ E: apt-get update --error-on=any failed: process exited with 100 and error in co
 	}
 }
 
-func TestKeyrings(t *testing.T) {
-	t.Parallel()
-	got := keyrings([]byte("Types: deb\nSigned-By: /a.gpg\n\nSigned-By: /b.gpg,/c.asc /a.gpg 0123ABCD!\n\nSigned-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n /no\n"))
-	assert.DeepEqual(t, got, []string{"/a.gpg", "/b.gpg", "/c.asc"})
-}
-
 func TestDebootstrap(t *testing.T) {
 	t.Parallel()
-	bin := t.TempDir()
-	// The script ends with the failure of debootstrap.
-	assert.NilError(t, os.WriteFile(filepath.Join(bin, "debootstrap"), []byte("#!/bin/sh\nfor arg; do printf '<%s>' \"$arg\"; done\nexit 3\n"), 0o755))
-	const minbase = "<--variant=minbase>"
-	const rest = "<--components=main,contrib><bookworm></tmp/base><http://example.org/debian>"
-	spec := BaseSpec{
-		Suite: "bookworm", Mirror: "http://example.org/debian", Parts: []string{"main", "contrib"}, Packages: []string{"kmod", "dkms"},
-		Sources: []byte("Signed-By: /a.gpg /b.gpg\n"),
-	}
+	const minbase, rest = "debootstrap --variant=minbase ", "--components=main,contrib bookworm /tmp/base http://example.org/debian"
 	for _, tt := range []struct {
 		name    string
 		keyring string
@@ -135,23 +121,15 @@ func TestDebootstrap(t *testing.T) {
 		want    string
 	}{
 		{"plain", "", false, minbase + rest},
-		{"a keyring", "/a.gpg", false, minbase + "<--keyring=/a.gpg>" + rest},
-		{"a keyring with a blank", "/my keys/a.gpg", false, minbase + "<--keyring=/my keys/a.gpg>" + rest},
-		{"trusted", "", true, minbase + "<--no-check-gpg>" + rest},
+		{"a keyring", "/my keys/a.gpg", false, minbase + "--keyring=/my keys/a.gpg " + rest},
+		{"trusted", "", true, minbase + "--no-check-gpg " + rest},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			spec := spec
-			spec.Keyring, spec.Trusted = tt.keyring, tt.trusted
-			args := debootstrap(spec)
-			assert.DeepEqual(t, args[len(args)-2:], []string{"/a.gpg", "/b.gpg"})
-			assert.NilError(t, exec.Command("sh", "-n", "-c", args[2]).Run())
-			cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
-			cmd.Env = []string{"PATH=" + bin}
-			cmd.Path = "/bin/sh"
-			out, err := cmd.CombinedOutput()
-			assert.ErrorContains(t, err, "exit status 3")
-			assert.Equal(t, string(out), tt.want)
+			got := debootstrap(BaseSpec{
+				Suite: "bookworm", Mirror: "http://example.org/debian", Parts: []string{"main", "contrib"}, Keyring: tt.keyring, Trusted: tt.trusted,
+			})
+			assert.Equal(t, strings.Join(got, " "), tt.want)
 		})
 	}
 }
@@ -164,7 +142,7 @@ func TestAvailableMemory(t *testing.T) {
 
 func TestMakeBaseNeedsAProgram(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	err := MakeBase(t.Context(), t.TempDir(), t.TempDir(), BaseSpec{Suite: "bookworm", Log: io.Discard})
+	_, err := MakeBase(t.Context(), t.TempDir(), t.TempDir(), BaseSpec{Suite: "bookworm", Log: io.Discard})
 	assert.Error(t, err, "neither mmdebstrap nor debootstrap is installed")
 	assert.Equal(t, diag.Hint(err), "apt-get install mmdebstrap")
 }

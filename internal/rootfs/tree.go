@@ -7,6 +7,8 @@
 //	busy/            a file for each stage at work
 //	layers/          the directories that overlayfs stacks, each complete
 //	scratch/         layers that are being made
+//	apt/             what apt fetches by, and never a package's script sees:
+//	                 logins, certificates, copies of given .debs
 //	records/         what later stages need, as plain files
 //	documents/       copies of the stages' documents
 //	root/            empty; the sandbox puts its root together on it
@@ -102,7 +104,7 @@ func Create(workDir string) (t *Tree, err error) {
 		return nil, err
 	}
 	for dir, mode := range map[string]fs.FileMode{
-		"busy": 0o755, "records": 0o755, "documents": 0o755, "root": 0o755,
+		"apt": 0o755, "busy": 0o755, "records": 0o755, "documents": 0o755, "root": 0o755,
 		"layers":  0o700, // setuid programs of the tree are nobody else's business
 		"scratch": 0o700,
 	} {
@@ -249,6 +251,9 @@ func (t *Tree) Record(name string) (string, error) {
 	}
 	return dir, nil
 }
+
+// Apt is the directory of what apt fetches by. It is in no layer.
+func (t *Tree) Apt() string { return filepath.Join(t.Path, "apt") }
 
 // Root is a read-only root of these layers, the topmost first.
 func (t *Tree) Root(layers ...string) sandbox.Root {

@@ -150,10 +150,11 @@ func TestCreate(t *testing.T) {
 	marks := names(t, filepath.Join(tree.Path, "busy"))
 	assert.Equal(t, len(marks), 1)
 	assert.DeepEqual(t, list(t, tree.Path), map[string]string{
-		"busy": "drwxr-xr-x", "busy/" + marks[0]: "-rw-------", "documents": "drwxr-xr-x", "dkms2bin-tree": "-rw-r--r--", "layers": "drwx------",
+		"apt": "drwxr-xr-x", "busy": "drwxr-xr-x", "busy/" + marks[0]: "-rw-------", "documents": "drwxr-xr-x", "dkms2bin-tree": "-rw-r--r--", "layers": "drwx------",
 		"lock": "-rw-r--r--", "records": "drwxr-xr-x", "root": "drwxr-xr-x", "scratch": "drwx------",
 	})
 	assert.Equal(t, tree.Mountpoint(), filepath.Join(tree.Path, "root"))
+	assert.Equal(t, tree.Apt(), filepath.Join(tree.Path, "apt"))
 	assert.NilError(t, tree.Close())
 	assert.DeepEqual(t, names(t, filepath.Join(tree.Path, "busy")), []string{})
 	assert.NilError(t, tree.Close()) // again is nothing

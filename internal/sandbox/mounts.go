@@ -67,6 +67,8 @@ func mountRoot(r Root, root string) error {
 			return fmt.Errorf("cannot make the host's root read-only (Linux 5.12 is needed): %w", err)
 		}
 		return nil
+	case len(r.Layers) == 0 && r.Upper != "":
+		return bind(r.Upper, root, false)
 	case len(r.Layers) == 0:
 		return errors.New("cannot make a root of no layers")
 	case r.Upper == "" && len(r.Layers) == 1:
@@ -296,18 +298,20 @@ func bindInto(root string, b Bind, tmp bool) error {
 	return bind(b.Source, target, !b.Write)
 }
 
-// bind binds source on target, as a mount of its own flags.
+// bind binds source on target, as a mount of its own flags. Device nodes in it
+// are dead.
 func bind(source, target string, readOnly bool) error {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("cannot bind %s: %w", source, err)
 	}
 	defer unix.Close(fd)
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV}
 	if readOnly {
-		attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
-			return fmt.Errorf("cannot make the bind of %s read-only (Linux 5.12 is needed): %w", source, err)
-		}
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
+		return fmt.Errorf("cannot set the flags of the bind of %s (Linux 5.12 is needed): %w", source, err)
 	}
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
 		return fmt.Errorf("cannot bind %s on %s: %w", source, target, err)

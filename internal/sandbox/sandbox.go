@@ -39,7 +39,7 @@ type Root struct {
 	Layers []string
 	// Upper takes all that the command writes, Work is the empty directory
 	// beside it, on the same file system, that overlayfs asks for. Without
-	// them the root is read-only.
+	// them the root is read-only. Without Layers Upper alone is the root.
 	Upper, Work string
 	// Host shows the host's own root, read-only, for the programs that make
 	// the first tree. The command keeps all capabilities within its user

@@ -51,6 +51,18 @@ type Repository struct {
 	Suite      string   `json:"suite"`
 	Components []string `json:"components,omitempty"`
 	Trusted    bool     `json:"trusted,omitempty"`
+	Priority   int      `json:"priority,omitempty"`  // of its packages, 0 for apt's own
+	Directory  string   `json:"directory,omitempty"` // where a local one lies
+}
+
+// Directories are those of the repositories, in their order; "" for one that is
+// not local.
+func (t *Tree) Directories() []string {
+	var dirs []string
+	for _, r := range t.Repositories {
+		dirs = append(dirs, r.Directory)
+	}
+	return dirs
 }
 
 // A Kernel is a kernel to build for.

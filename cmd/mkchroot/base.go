@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/diag"
+	"dkms2bin/internal/dkms"
+	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
+	"fmt"
+	"strings"
+)
+
+// A baseMaker makes the base layer.
+type baseMaker struct {
+	*origin
+	msg    *cli.Messenger
+	given  string // ready tree, or ""
+	tree   *rootfs.Tree
+	inside apt.Inside // without a root
+}
+
+// make makes the layer. The program that makes it reads the keyrings on the host,
+// apt inside reads copies of them in the tree.
+func (b *baseMaker) make(ctx context.Context) error {
+	sources := apt.Bound(b.sources)
+	main := b.sources[0]
+	files, err := b.configFiles(sources)
+	if err != nil {
+		return err
+	}
+	spec := rootfs.BaseSpec{
+		Given: b.given, Suite: main.Suite, Mirror: main.URI, Parts: main.Components, Trusted: main.Trusted(),
+		Wgetrc:  apt.Wgetrc(b.proxies, b.certs != nil, b.auth, main.URI),
+		Sources: apt.Stanzas(sources), Packages: buildSet, AptConf: b.aptConf(),
+		Fetch: b.inside.Fetch, Log: b.inside.Log,
+	}
+	if apt.Directory(main.URI) != "" {
+		spec.Mirror = strings.Replace(sources[0].URI, "copy:", "file://", 1)
+	}
+	if keys := main.Keyrings(); len(keys) > 0 {
+		spec.Keyring = keys[0]
+	}
+	if b.prioritised() {
+		// Priorities need the indexes first, and apt knows those only in the tree.
+		spec.Packages = nil
+	}
+	return b.tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: baseLayer,
+		Make: func(root sandbox.Root) error {
+			installed, err := rootfs.MakeBase(ctx, b.tree.Mountpoint(), root.Upper, spec)
+			if err != nil {
+				return err
+			}
+			err = rootfs.Configure(root.Upper, files, "/etc/apt/sources.list", "/etc/apt/sources.list.d", "/etc/apt/apt.conf.d/99mmdebstrap")
+			if err != nil || installed && spec.Packages != nil {
+				return err
+			}
+			return b.complete(ctx, root.Upper)
+		},
+	})
+}
+
+func (b *baseMaker) aptConf() []byte {
+	return []byte(apt.Config + apt.NetworkConfig(b.proxies, b.certs != nil))
+}
+
+// configFiles are what the base layer gets besides its packages.
+func (b *baseMaker) configFiles(sources []apt.Source) ([]rootfs.ConfigFile, error) {
+	general, err := generalKeyrings("/etc/apt")
+	if err != nil {
+		return nil, err
+	}
+	inTree, keyrings, err := moveKeyrings(sources)
+	if err != nil {
+		return nil, err
+	}
+	dpkgConf := strings.Join(append([]string{"force-confdef", "force-confold", "force-unsafe-io"}, rootfs.PathExcludes...), "\n") + "\n"
+	files := append(append(general, keyrings...),
+		rootfs.ConfigFile{Path: "/etc/apt/sources.list.d/dkms2bin.sources", Content: apt.Stanzas(inTree), Mode: 0o644},
+		rootfs.ConfigFile{Path: "/etc/apt/apt.conf.d/90dkms2bin", Content: b.aptConf(), Mode: 0o644},
+		rootfs.ConfigFile{Path: "/etc/dpkg/dpkg.cfg.d/dkms2bin", Content: []byte(dpkgConf), Mode: 0o644},
+		rootfs.ConfigFile{Path: "/usr/sbin/policy-rc.d", Content: []byte("#!/bin/sh\nexit 101\n"), Mode: 0o755},
+		// Regular files, so that the sandbox can put the host's over them.
+		rootfs.ConfigFile{Path: "/etc/resolv.conf", Mode: 0o644},
+		rootfs.ConfigFile{Path: "/etc/hosts", Content: []byte("127.0.0.1 localhost\n"), Mode: 0o644},
+	)
+	for path, content := range dkms.ConfigFiles() {
+		files = append(files, rootfs.ConfigFile{Path: path, Content: []byte(content), Mode: 0o644})
+	}
+	return files, nil
+}
+
+// complete installs what is missing of the build set into the tree at dir, from
+// repositories with their priorities. A given tree is not brought up to date.
+func (b *baseMaker) complete(ctx context.Context, dir string) error {
+	inside := b.inside
+	inside.Spec.Root = sandbox.Root{Upper: dir}
+	if b.given != "" {
+		if err := b.checkArchitecture(ctx, inside); err != nil {
+			return err
+		}
+	}
+	if err := b.install(ctx, inside, dir); err != nil {
+		return fmt.Errorf("cannot complete the base system: %w", err)
+	}
+	return nil
+}
+
+func (b *baseMaker) install(ctx context.Context, inside apt.Inside, dir string) error {
+	if err := inside.Update(ctx); err != nil {
+		return err
+	}
+	if b.prioritised() {
+		preferences, warnings, err := inside.Pins(ctx, apt.Bound(b.sources))
+		if err != nil {
+			return err
+		}
+		for _, w := range warnings {
+			b.msg.Warn("%s", w)
+		}
+		file := rootfs.ConfigFile{Path: "/etc/apt/preferences.d/dkms2bin", Content: preferences, Mode: 0o644}
+		if err := rootfs.Configure(dir, []rootfs.ConfigFile{file}); err != nil {
+			return err
+		}
+	}
+	if b.given == "" {
+		if err := inside.Upgrade(ctx); err != nil {
+			return err
+		}
+	}
+	installed, err := inside.Installed(ctx)
+	if err != nil {
+		return err
+	}
+	var missing []string
+	for _, name := range buildSet {
+		if installed[name] == "" {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) > 0 {
+		if err := inside.Install(ctx, missing...); err != nil {
+			return err
+		}
+	}
+	return inside.Clean(ctx)
+}
+
+// checkArchitecture refuses a given tree that cannot run here.
+func (b *baseMaker) checkArchitecture(ctx context.Context, inside apt.Inside) error {
+	out, err := inside.Output(ctx, "dpkg", "--print-architecture")
+	if err != nil {
+		return diag.WithHint(fmt.Errorf("cannot run dpkg in the given base system: %w", err), "it must be whole, and for %s", b.host.Architecture)
+	}
+	if arch := strings.TrimSpace(string(out)); arch != b.host.Architecture {
+		return fmt.Errorf("the given base system is for %s, and this host is %s", diag.Printable(arch), b.host.Architecture)
+	}
+	return nil
+}

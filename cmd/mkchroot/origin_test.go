@@ -1,0 +1,116 @@
+package main
+
+import (
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/cli"
+	"dkms2bin/internal/diag"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"gotest.tools/v3/assert"
+)
+
+func TestCheckRepositories(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "debs", "inner", "a.deb"), "")
+	write(t, filepath.Join(dir, "none", ".hidden", "a.deb"), "")
+	write(t, filepath.Join(dir, "mirror", "dists", "x", "Release"), "")
+	o := &options{repos: cli.List{dir + "/debs/", "deb http://example.org/ ./,1001"}}
+	assert.NilError(t, o.checkRepositories())
+	assert.DeepEqual(t, o.directories, []string{dir + "/debs"})
+	assert.Equal(t, len(o.sources), 1)
+	assert.Equal(t, o.sources[0].Priority, 1001)
+	for given, want := range map[string]string{
+		dir + "/nothing": "no such file or directory", dir + "/none": "there is no .deb in it", dir + "/mirror": "that is a repository", "./nowhere": "no such file",
+		dir + "/debs/inner/a.deb": "not a directory", "http://example.org/": "its type is",
+	} {
+		assert.ErrorContains(t, (&options{repos: cli.List{given}}).checkRepositories(), want)
+	}
+	err := (&options{repos: cli.List{dir + "/mirror"}}).checkRepositories()
+	assert.Equal(t, diag.Hint(err), "write it as 'deb file:"+dir+"/mirror suite components'")
+}
+
+func TestReadSettings(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	usual := filepath.Join(dir, "usual.yaml")
+	write(t, usual, `
+repos: [{uri: http://example.org/usual, suite: trusty, section: main}]
+ubuntu_release: trusty
+kernel_flavor: linux-image-generic-lts-xenial
+http_proxy: proxy:1
+https_proxy: proxy:2
+direct_repo_addresses: [10.20.0.2]
+`)
+	given := apt.Source{URI: "http://example.org/given", Suite: "xenial", Components: []string{"main"}}
+	tests := []struct {
+		name             string
+		o                options
+		usual            string
+		uri, release     string
+		http, https, dir string
+		flavour          string
+	}{
+		{"none", options{}, dir + "/none", "", "", "", "", "", ""},
+		{"by itself", options{}, usual, "http://example.org/usual", "trusty", "proxy:1", "proxy:2", "10.20.0.2", "linux-image-generic-lts-xenial"},
+		{"not with repositories", options{sources: []apt.Source{given}}, usual, given.URI, "", "", "", "", ""},
+		{"not with a release", options{release: "xenial"}, usual, "", "xenial", "", "", "", ""},
+		{"with directories", options{directories: []string{dir}}, usual, "http://example.org/usual", "trusty", "proxy:1", "proxy:2", "10.20.0.2", "linux-image-generic-lts-xenial"},
+		{
+			"flags win", options{
+				settings: usual, sources: []apt.Source{given}, httpProxy: "mine:1", httpsProxy: "mine:2", direct: cli.List{"1.2.3.4"}, flavour: "generic",
+			}, "",
+			given.URI, "", "mine:1", "mine:2", "1.2.3.4", "generic",
+		},
+		{"each for itself", options{settings: usual, release: "xenial", httpProxy: "mine:1"}, "", "http://example.org/usual", "xenial", "mine:1", "proxy:2", "10.20.0.2", "linux-image-generic-lts-xenial"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			o := tt.o
+			assert.NilError(t, o.readSettings(tt.usual))
+			uri := ""
+			if len(o.sources) > 0 {
+				uri = o.sources[0].URI
+			}
+			assert.DeepEqual(t, []string{uri, o.release, o.httpProxy, o.httpsProxy, o.direct.String(), o.flavour},
+				[]string{tt.uri, tt.release, tt.http, tt.https, tt.dir, tt.flavour})
+		})
+	}
+	assert.ErrorContains(t, (&options{settings: dir + "/none"}).readSettings(usual), "--settings: cannot read the settings")
+}
+
+func TestMainFirst(t *testing.T) {
+	t.Parallel()
+	sources := []apt.Source{{URI: "a", Suite: "mos"}, {URI: "b", Suite: "trusty"}, {URI: "c", Suite: "trusty"}}
+	for release, want := range map[string]string{"": "abc", "mos": "abc", "trusty": "bac"} {
+		got, err := mainFirst(sources, release)
+		assert.NilError(t, err)
+		text := ""
+		for _, s := range got {
+			text += s.URI
+		}
+		assert.Equal(t, text, want)
+	}
+	_, err := mainFirst(sources, "xenial")
+	assert.ErrorContains(t, err, "none of the repositories given has the suite xenial")
+}
+
+func TestAuthorities(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	write(t, path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+	none, err := (&origin{sources: []apt.Source{{URI: "http://example.org/"}}}).authorities("")
+	assert.NilError(t, err)
+	assert.Assert(t, none == nil)
+	own, err := (&origin{}).authorities(path)
+	assert.NilError(t, err)
+	text, err := os.ReadFile(path)
+	assert.NilError(t, err)
+	assert.Equal(t, string(own[len(own)-len(text):]), string(text))
+	write(t, path, "no certificate")
+	_, err = (&origin{}).authorities(path)
+	assert.ErrorContains(t, err, "there is no certificate in it")
+}
