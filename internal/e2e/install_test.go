@@ -35,7 +35,7 @@ func testInstall(t *testing.T, repository, kver string) {
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
 		Name: "clean",
 		Make: func(root sandbox.Root) error {
-			if err := rootfs.MakeBase(ctx, tree.Mountpoint(), root.Upper, rootfs.BaseSpec{
+			if _, err := rootfs.MakeBase(ctx, tree.Mountpoint(), root.Upper, rootfs.BaseSpec{
 				Suite: own[0].Suite, Mirror: own[0].URI, Parts: own[0].Components, Sources: apt.Stanzas(own),
 				Packages: []string{"kmod"}, AptConf: []byte(apt.Config), Log: &log,
 			}); err != nil {
