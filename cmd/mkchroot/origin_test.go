@@ -59,9 +59,11 @@ direct_repo_addresses: [10.20.0.2]
 		{"not with a release", options{release: "xenial"}, usual, "", "xenial", "", "", "", ""},
 		{"with directories", options{directories: []string{dir}}, usual, "http://example.org/usual", "trusty", "proxy:1", "proxy:2", "10.20.0.2", "linux-image-generic-lts-xenial"},
 		{
-			"flags win", options{
+			"flags win",
+			options{
 				settings: usual, sources: []apt.Source{given}, httpProxy: "mine:1", httpsProxy: "mine:2", direct: cli.List{"1.2.3.4"}, flavour: "generic",
-			}, "",
+			},
+			"",
 			given.URI, "", "mine:1", "mine:2", "1.2.3.4", "generic",
 		},
 		{"each for itself", options{settings: usual, release: "xenial", httpProxy: "mine:1"}, "", "http://example.org/usual", "xenial", "mine:1", "proxy:2", "10.20.0.2", "linux-image-generic-lts-xenial"},

@@ -332,10 +332,17 @@ func NetworkConfig(proxies []Proxy, certs bool) string {
 func Wgetrc(proxies []Proxy, certs bool, conf []byte, mirror string) []byte {
 	var b bytes.Buffer
 	var direct []string
+	// apt uses the proxy for http also for https that has none; wget does not.
+	general := func(p Proxy) bool { return p.Host == "" }
+	if i := slices.IndexFunc(proxies, general); i >= 0 && !slices.ContainsFunc(proxies, func(p Proxy) bool { return general(p) && p.Scheme == "https" }) {
+		proxies = append(slices.Clone(proxies), Proxy{Scheme: "https", Address: proxies[i].Address})
+	}
 	for _, p := range proxies {
 		switch {
 		case p.Host != "" && p.Address == "DIRECT":
-			direct = append(direct, p.Host)
+			if !slices.Contains(direct, p.Host) {
+				direct = append(direct, p.Host)
+			}
 		case p.Host == "" && p.Address != "DIRECT":
 			fmt.Fprintf(&b, "%s_proxy = %s\n", p.Scheme, p.Address)
 			if user, secret, ok := FindLogin(conf, p.Address); ok {

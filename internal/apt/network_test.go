@@ -129,7 +129,10 @@ Acquire::https::CAInfo "/run/dkms2bin/apt/ca.pem";
 	assert.Equal(t, string(Wgetrc(proxies, true, auth, "http://example.org/debian")), `http_proxy = http://proxy:3128
 proxy_user = pu
 proxy_password = pp
-no_proxy = 127.0.0.1,127.0.0.1
+https_proxy = http://proxy:3128
+proxy_user = pu
+proxy_password = pp
+no_proxy = 127.0.0.1
 user = u
 password = p
 ca_certificate = /run/dkms2bin/apt/ca.pem
@@ -171,8 +174,13 @@ func TestNoProxy(t *testing.T) {
 		list, host string
 		want       bool
 	}{
-		{"", "example.org", false}, {"*", "example.org", true}, {"example.org", "example.org", true}, {".example.org", "a.example.org", true},
-		{"*.example.org b", "a.example.org", true}, {"ample.org", "example.org", false}, {"a, 10.0.0.1", "10.0.0.1", true},
+		{"", "example.org", false},
+		{"*", "example.org", true},
+		{"example.org", "example.org", true},
+		{".example.org", "a.example.org", true},
+		{"*.example.org b", "a.example.org", true},
+		{"ample.org", "example.org", false},
+		{"a, 10.0.0.1", "10.0.0.1", true},
 	} {
 		assert.Equal(t, noProxy(tt.list, tt.host), tt.want, "%s in %s", tt.host, tt.list)
 	}

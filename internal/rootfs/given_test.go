@@ -16,7 +16,8 @@ import (
 // system are the members that make a tree a system with apt.
 var system = []tar.Header{
 	{Name: "./usr/bin/", Typeflag: tar.TypeDir, Mode: 0o755},
-	{Name: "./usr/bin/dpkg", Mode: 0o755}, {Name: "./usr/bin/apt-get", Mode: 0o4755, Uid: 12, Gid: 34},
+	{Name: "./usr/bin/dpkg", Mode: 0o755},
+	{Name: "./usr/bin/apt-get", Mode: 0o4755, Uid: 12, Gid: 34},
 	{Name: "./var/lib/dpkg/", Typeflag: tar.TypeDir, Mode: 0o755},
 	{Name: "./var/lib/dpkg/status", Mode: 0o644},
 	{Name: "./dev/", Typeflag: tar.TypeDir, Mode: 0o755},

@@ -68,11 +68,11 @@ func mountRoot(r Root, root string) error {
 		}
 		return nil
 	case len(r.Layers) == 0 && r.Upper != "":
-		return bind(r.Upper, root, false)
+		return bind(r.Upper, root, unix.MOUNT_ATTR_NODEV)
 	case len(r.Layers) == 0:
 		return errors.New("cannot make a root of no layers")
 	case r.Upper == "" && len(r.Layers) == 1:
-		return bind(r.Layers[0], root, true)
+		return bind(r.Layers[0], root, unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_RDONLY)
 	}
 	// Layers are named by descriptor: no path needs escaping then, and a long
 	// list still fits the page that mount options may have.
@@ -172,7 +172,7 @@ func mountSystem(root string, tmp bool) error {
 		if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err := bind(target, target, true); err != nil {
+		if err := bind(target, target, unix.MOUNT_ATTR_RDONLY); err != nil {
 			return err
 		}
 	}
@@ -295,23 +295,25 @@ func bindInto(root string, b Bind, tmp bool) error {
 	if err != nil {
 		return err
 	}
-	return bind(b.Source, target, !b.Write)
+	if b.Write {
+		return bind(b.Source, target, 0)
+	}
+	return bind(b.Source, target, unix.MOUNT_ATTR_RDONLY)
 }
 
-// bind binds source on target, as a mount of its own flags. Device nodes in it
-// are dead.
-func bind(source, target string, readOnly bool) error {
+// bind binds source on target, as a mount of its own, with these attributes of
+// mount_setattr(2) besides those it has.
+func bind(source, target string, attributes uint64) error {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("cannot bind %s: %w", source, err)
 	}
 	defer unix.Close(fd)
-	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV}
-	if readOnly {
-		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
-	}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
-		return fmt.Errorf("cannot set the flags of the bind of %s (Linux 5.12 is needed): %w", source, err)
+	if attributes != 0 {
+		attr := &unix.MountAttr{Attr_set: attributes}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
+			return fmt.Errorf("cannot set the flags of the bind of %s (Linux 5.12 is needed): %w", source, err)
+		}
 	}
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
 		return fmt.Errorf("cannot bind %s on %s: %w", source, target, err)
