@@ -48,6 +48,10 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	if err := b.chooseKernels(); err != nil {
 		return err
 	}
+	if len(s.Doc.Kernels) == 0 {
+		s.Msg.Info("there is no kernel to build for") // none was new
+		return nil
+	}
 	if err := b.choosePackages(ctx); err != nil {
 		return err
 	}
@@ -81,21 +85,24 @@ func openTree(doc *state.Document) (*rootfs.Tree, error) {
 	return tree, nil
 }
 
+// newKernels, as a release, stands for the kernels that mkchroot found by itself.
+const newKernels = "new"
+
 func (b *builder) chooseKernels() error {
-	if len(b.Doc.Kernels) == 0 {
-		return cli.Usagef("the document has no kernels: mkchroot adds them")
-	}
 	for _, want := range b.opts.kvers {
-		if b.Doc.Kernel(want) == nil {
+		if want != newKernels && b.Doc.Kernel(want) == nil {
 			var have []string
 			for _, k := range b.Doc.Kernels {
 				have = append(have, k.Release)
+			}
+			if len(have) == 0 {
+				return cli.Usagef("--kver %s: the document has no kernels: mkchroot adds them", want)
 			}
 			return cli.Usagef("--kver %s: the document's kernels are %s", want, strings.Join(have, ", "))
 		}
 	}
 	for _, k := range b.Doc.Kernels {
-		if len(b.opts.kvers) == 0 || slices.Contains(b.opts.kvers, k.Release) {
+		if len(b.opts.kvers) == 0 || slices.Contains(b.opts.kvers, k.Release) || !k.Requested && slices.Contains(b.opts.kvers, newKernels) {
 			b.kernels = append(b.kernels, k)
 		}
 	}

@@ -54,7 +54,7 @@ func main() {
 		Name: "dkmsbuild", Manual: manual,
 		Flags: func(fs *flag.FlagSet) {
 			fs.Var(&o.packages, "dkms", "`package` to build modules from")
-			fs.Var(&o.kvers, "kver", "build for this `release` among the document's kernels (default all of them)")
+			fs.Var(&o.kvers, "kver", "build for this `release` among the document's kernels; new: for those that mkchroot found by itself (default all of them)")
 			fs.DurationVar(&o.timeout, "timeout", 30*time.Minute, "`time` that one build may take")
 			fs.StringVar(&o.shell, "shell", "", "open a shell on the terminal where `MODULE/VERSION,KVER` was built or failed")
 		},

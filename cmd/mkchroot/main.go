@@ -13,6 +13,7 @@ import (
 	"dkms2bin/internal/sandbox"
 	"flag"
 	"regexp"
+	"slices"
 )
 
 const manual = `
@@ -29,6 +30,8 @@ type options struct {
 	repos   cli.List
 	release string
 	workDir string
+	outDir  string
+	keep    int
 
 	sources []apt.Source // parsed --repo
 }
@@ -36,7 +39,16 @@ type options struct {
 var kverPattern = regexp.MustCompile(`^[0-9][A-Za-z0-9.+~_-]*$`)
 
 func (o *options) check([]string) error {
+	if o.keep < 0 {
+		return cli.Usagef("--keep-kernels %d: it must not be negative", o.keep)
+	}
 	for _, k := range o.kvers {
+		if k == newKernels {
+			if err := cli.Required("out-dir", o.outDir); err != nil {
+				return cli.Usagef("%w with --kver new: the directory whose packages tell which kernels are new", err)
+			}
+			continue
+		}
 		if !kverPattern.MatchString(k) {
 			return cli.Usagef("--kver %q: not a kernel release such as uname -r prints", k)
 		}
@@ -56,13 +68,24 @@ func (o *options) check([]string) error {
 	return err
 }
 
+// newKernels, as a release, stands for the flavour's kernels that have no packages
+// in the output directory yet.
+const newKernels = "new"
+
+func (o *options) selection() selection {
+	named := slices.DeleteFunc(slices.Clone([]string(o.kvers)), func(k string) bool { return k == newKernels })
+	return selection{releases: named, fresh: len(named) < len(o.kvers), outDir: o.outDir, keep: o.keep}
+}
+
 func main() {
 	sandbox.Init()
 	o := &options{}
 	cli.Main(cli.Program{
 		Name: "mkchroot", Manual: manual, Starts: true,
 		Flags: func(fs *flag.FlagSet) {
-			fs.Var(&o.kvers, "kver", "`release` of a kernel to build for, as uname -r prints it")
+			fs.Var(&o.kvers, "kver", "`release` of a kernel to build for, as uname -r prints it; new: the flavour's kernels that have no packages in --out-dir yet")
+			fs.StringVar(&o.outDir, "out-dir", "", "`directory` of the packages, for --kver new")
+			fs.IntVar(&o.keep, "keep-kernels", 0, "with --kver new: pass over all but the newest `N` kernels (default all count)")
 			fs.StringVar(&o.release, "release", "", "`suite` to build in: the host's mirrors with this suite, its -updates and -security")
 			fs.Var(&o.repos, "repo", "`repository` as 'deb uri suite components', in place of the host's; the first is the distribution's")
 			fs.StringVar(&o.workDir, "work-dir", "", "`directory` for build trees (default /var/cache/dkms2bin, for ordinary users in their own cache directory)")

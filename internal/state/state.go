@@ -55,16 +55,24 @@ type Repository struct {
 
 // A Kernel is a kernel to build for.
 type Kernel struct {
-	Release       string `json:"release"`                  // as uname -r prints it
-	Flavour       string `json:"flavour,omitempty"`        // of the header metapackage that led to it
-	Requested     bool   `json:"requested"`                // named by --kver
-	Headers       string `json:"headers_package"`          // e.g. linux-headers-6.1.0-56-amd64
-	Version       string `json:"package_version"`          // of the headers package
-	Source        string `json:"source,omitempty"`         // its source package, as "linux (= 6.1.192-2)"
-	Layer         string `json:"layer,omitempty"`          // name of its layer in the tree
-	Modversions   bool   `json:"modversions"`              // CONFIG_MODVERSIONS
-	ModulesPrefix string `json:"modules_prefix,omitempty"` // "/lib/modules" or "/usr/lib/modules"
-	Facts         string `json:"facts,omitempty"`          // directory with its configuration and Module.symvers
+	Release       string  `json:"release"`                  // as uname -r prints it
+	Flavour       string  `json:"flavour,omitempty"`        // of the header metapackage that led to it
+	Requested     bool    `json:"requested"`                // named by --kver
+	Headers       string  `json:"headers_package"`          // e.g. linux-headers-6.1.0-56-amd64
+	Version       string  `json:"package_version"`          // of the headers package
+	Source        string  `json:"source,omitempty"`         // its source package, as "linux (= 6.1.192-2)"
+	Images        []Image `json:"images,omitempty"`         // packages that ship the kernel, the usual one first
+	Layer         string  `json:"layer,omitempty"`          // name of its layer in the tree
+	Modversions   bool    `json:"modversions"`              // CONFIG_MODVERSIONS
+	ModulesPrefix string  `json:"modules_prefix,omitempty"` // "/lib/modules" or "/usr/lib/modules"
+	Facts         string  `json:"facts,omitempty"`          // directory with its configuration and Module.symvers
+}
+
+// An Image is a package that ships a kernel itself, in the version that apt would
+// install.
+type Image struct {
+	Package string `json:"package"`
+	Version string `json:"version"`
 }
 
 // A Package is a DKMS package that was asked for.
