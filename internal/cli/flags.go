@@ -41,7 +41,7 @@ type options struct {
 // keys are the flags of all programs: one configuration file serves them all,
 // so each program passes over those of the others.
 var keys = []string{
-	"dkms", "dry-run", "grace-period", "headers", "image-dependency", "index-description", "index-url", "keep", "keep-kernels",
+	"build-package", "dkms", "dry-run", "grace-period", "headers", "image-dependency", "index-description", "index-url", "keep", "keep-kernels",
 	"keep-versions", "kver", "log-dir", "older-than", "out-dir", "release", "repo", "shell", "sign-with", "stale", "timeout",
 	"verify", "version-suffix", "work-dir",
 }

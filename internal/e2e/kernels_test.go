@@ -1,0 +1,138 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"dkms2bin/internal/apt"
+	"dkms2bin/internal/deb"
+	"dkms2bin/internal/state"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gotest.tools/v3/assert"
+)
+
+// hostRepositories are the host's own, as --repo takes them.
+func hostRepositories(t *testing.T) []string {
+	t.Helper()
+	host, err := apt.ReadHost(t.Context())
+	assert.NilError(t, err)
+	sources, err := host.Own()
+	assert.NilError(t, err)
+	var lines []string
+	for _, s := range sources {
+		lines = append(lines, fmt.Sprintf("deb [signed-by=%s] %s %s %s", s.SignedBy(), s.URI, s.Suite, strings.Join(s.Components, " ")))
+	}
+	return lines
+}
+
+// makeDeb makes a package of the files below root and the maintainer scripts.
+func makeDeb(t *testing.T, dir, root, name, version, more string, scripts map[string]string) string {
+	t.Helper()
+	control := fmt.Sprintf("Package: %s\nVersion: %s\nArchitecture: amd64\nMaintainer: A B <ab@example.org>\nDescription: made for a test\n%s", name, version, more)
+	assert.NilError(t, os.MkdirAll(filepath.Join(root, "DEBIAN"), 0o755))
+	assert.NilError(t, os.WriteFile(filepath.Join(root, "DEBIAN/control"), []byte(control), 0o644))
+	for script, text := range scripts {
+		assert.NilError(t, os.WriteFile(filepath.Join(root, "DEBIAN", script), []byte(text), 0o755))
+	}
+	path := filepath.Join(dir, fmt.Sprintf("%s_%s_amd64.deb", name, version))
+	mustRun(t, "dpkg-deb", "--root-owner-group", "-Znone", "-b", root, path)
+	return path
+}
+
+// ownHeaders makes a package as the kernel's own deb-pkg does, of the headers of
+// the shared tree under another release: modules are really built for that one.
+func ownHeaders(t *testing.T, dir, release, version string) {
+	t.Helper()
+	k := shared.doc.Kernels[0]
+	layer := filepath.Join(shared.doc.Tree.Path, "layers", k.Layer)
+	root := t.TempDir()
+	build := "/usr/src/linux-headers-" + release
+	for _, d := range []string{"usr/src", "lib/modules/" + release} {
+		assert.NilError(t, os.MkdirAll(filepath.Join(root, d), 0o755))
+	}
+	mustRun(t, "cp", "-a", filepath.Join(layer, "usr/src/linux-headers-"+k.Release), filepath.Join(root, build))
+	assert.NilError(t, os.Symlink(build, filepath.Join(root, "lib/modules", release, "build")))
+	uts := fmt.Sprintf("#define UTS_RELEASE %q\n", release)
+	assert.NilError(t, os.WriteFile(filepath.Join(root, build, "include/generated/utsrelease.h"), []byte(uts), 0o644))
+	assert.NilError(t, os.WriteFile(filepath.Join(root, build, "include/config/kernel.release"), []byte(release+"\n"), 0o644))
+	makeDeb(t, dir, root, "linux-headers-"+strings.ToLower(release), version, "Source: linux-upstream\nDepends: linux-headers-"+strings.Replace(k.Release, "-amd64", "-common", 1)+", "+
+		kbuild(t, k.Headers)+"\n", nil)
+}
+
+// kbuild is what a kernel's headers need besides those that all flavours share.
+func kbuild(t *testing.T, headers string) string {
+	t.Helper()
+	out := mustRun(t, "apt-cache", "show", "--no-all-versions", headers)
+	stanza, err := deb.NewReader(strings.NewReader(out)).Next()
+	assert.NilError(t, err)
+	for dep := range strings.SplitSeq(stanza.Get("Depends"), ", ") {
+		if strings.HasPrefix(dep, "linux-kbuild") || strings.HasPrefix(dep, "linux-compiler") {
+			return dep
+		}
+	}
+	t.Fatalf("%s depends on no linux-kbuild: %s", headers, stanza.Get("Depends"))
+	return ""
+}
+
+// TestOwnKernels builds for kernels of one's own, with and without an image, beside
+// the distribution's new one; then nothing is new.
+func TestOwnKernels(t *testing.T) {
+	t.Parallel()
+	sharedTree(t)
+	current := shared.doc.Kernels[0].Release
+	const own, bare = "6.1.192-SITE1", "6.1.192-bare"
+	dir, out := t.TempDir(), t.TempDir()
+	ownHeaders(t, dir, own, "6.1.192-7")
+	ownHeaders(t, dir, bare, "6.1.192-8")
+	image := t.TempDir()
+	for _, file := range []string{"boot/vmlinuz-" + own, "lib/modules/" + own + "/modules.builtin", "lib/modules/" + own + "/kernel/x"} {
+		assert.NilError(t, os.MkdirAll(filepath.Dir(filepath.Join(image, file)), 0o755))
+		assert.NilError(t, os.WriteFile(filepath.Join(image, file), nil, 0o644))
+	}
+	makeDeb(t, dir, image, "linux-image-"+strings.ToLower(own), "6.1.192-7", "Source: linux-upstream\n", nil)
+	command{name: "repoindex", args: []string{dir}}.run(t).mustExit(t, 0)
+	server := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	t.Cleanup(server.Close)
+	work := t.TempDir()
+	args := append([]string{"--work-dir", work, "--repo"}, hostRepositories(t)...)
+	args = append(args, "deb [trusted=yes] "+server.URL+" ./")
+
+	r := command{name: "mkchroot", args: append(args, "--kver", "new", own, bare, "--keep-kernels", "1", "--out-dir", out)}.run(t).mustExit(t, 0)
+	r.mustSay(t, "warning: no package is known that ships the kernel "+bare+" itself: the packages for it will only recommend linux-image-"+bare+"\n")
+	tree := r.doc.Tree.Path
+	t.Cleanup(func() { mustRun(t, filepath.Join(bin, "rmchroot"), tree) })
+	var releases []string
+	for _, k := range r.doc.Kernels {
+		releases = append(releases, k.Release)
+	}
+	assert.DeepEqual(t, releases, []string{own, bare, current})
+	k := r.doc.Kernels[0]
+	assert.Equal(t, k.Headers, "linux-headers-6.1.192-site1")
+	assert.Equal(t, k.Source, "linux-upstream (= 6.1.192-7)")
+	assert.DeepEqual(t, k.Images, []state.Image{{Package: "linux-image-6.1.192-site1", Version: "6.1.192-7"}})
+	assert.Equal(t, len(r.doc.Kernels[1].Images), 0)
+
+	r = command{name: "dkmsbuild", stdin: r.raw, args: []string{"--kver", "new", own, bare, "--dkms", source(t, "mine", goodModule("mine"))}}.run(t).mustExit(t, 0)
+	r = command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, 0)
+	assert.Equal(t, len(r.doc.Debs), 3)
+	for _, b := range r.doc.Builds {
+		assert.Assert(t, strings.HasPrefix(b.Modules[0].Vermagic, b.Kernel+" SMP"), b.Modules[0].Vermagic)
+	}
+	for i, want := range []string{"|linux-image-6.1.192-site1", "linux-image-6.1.192-bare | linux-image-6.1.192-bare-unsigned|", "|linux-image-" + current + " | linux-image-" + current + "-unsigned"} {
+		d := r.doc.Debs[i]
+		assert.Equal(t, mustRun(t, "dpkg-deb", "-W", "--showformat=${Recommends}|${Depends}", d.Path), want)
+	}
+
+	// The next run finds nothing new, and ends well.
+	again := command{name: "dkms2bin", args: []string{
+		"--dkms", "bbswitch-dkms", "--out-dir", out, "--index", "--kver", "new", "--keep-kernels", "1", "--work-dir", work,
+	}}.run(t).mustExit(t, 0)
+	again.mustSay(t, "mkchroot: no kernel is new: all have packages in "+out+"\n", "dkmsbuild: there is no kernel to build for\n")
+	assert.Equal(t, len(debFiles(t, out)), 3)
+}
