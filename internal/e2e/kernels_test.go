@@ -34,20 +34,24 @@ func hostRepositories(t *testing.T) []string {
 // makeDeb makes a package of the files below root and the maintainer scripts.
 func makeDeb(t *testing.T, dir, root, name, version, more string, scripts map[string]string) string {
 	t.Helper()
-	control := fmt.Sprintf("Package: %s\nVersion: %s\nArchitecture: amd64\nMaintainer: A B <ab@example.org>\nDescription: made for a test\n%s", name, version, more)
+	arch := "amd64"
+	if strings.Contains(more, "Architecture: all\n") {
+		arch, more = "all", strings.Replace(more, "Architecture: all\n", "", 1)
+	}
+	control := fmt.Sprintf("Package: %s\nVersion: %s\nArchitecture: %s\nMaintainer: A B <ab@example.org>\nDescription: made for a test\n%s", name, version, arch, more)
 	assert.NilError(t, os.MkdirAll(filepath.Join(root, "DEBIAN"), 0o755))
 	assert.NilError(t, os.WriteFile(filepath.Join(root, "DEBIAN/control"), []byte(control), 0o644))
 	for script, text := range scripts {
 		assert.NilError(t, os.WriteFile(filepath.Join(root, "DEBIAN", script), []byte(text), 0o755))
 	}
-	path := filepath.Join(dir, fmt.Sprintf("%s_%s_amd64.deb", name, version))
+	path := filepath.Join(dir, fmt.Sprintf("%s_%s_%s.deb", name, version, arch))
 	mustRun(t, "dpkg-deb", "--root-owner-group", "-Znone", "-b", root, path)
 	return path
 }
 
 // ownHeaders makes a package as the kernel's own deb-pkg does, of the headers of
 // the shared tree under another release: modules are really built for that one.
-func ownHeaders(t *testing.T, dir, release, version string) {
+func ownHeaders(t *testing.T, dir, release, version, needs string) {
 	t.Helper()
 	k := shared.doc.Kernels[0]
 	layer := filepath.Join(shared.doc.Tree.Path, "layers", k.Layer)
@@ -62,7 +66,17 @@ func ownHeaders(t *testing.T, dir, release, version string) {
 	assert.NilError(t, os.WriteFile(filepath.Join(root, build, "include/generated/utsrelease.h"), []byte(uts), 0o644))
 	assert.NilError(t, os.WriteFile(filepath.Join(root, build, "include/config/kernel.release"), []byte(release+"\n"), 0o644))
 	makeDeb(t, dir, root, "linux-headers-"+strings.ToLower(release), version, "Source: linux-upstream\nDepends: linux-headers-"+strings.Replace(k.Release, "-amd64", "-common", 1)+", "+
-		kbuild(t, k.Headers)+"\n", nil)
+		kbuild(t, k.Headers)+needs+"\n", nil)
+}
+
+// withArchive indexes a directory of packages, serves it, and returns the flags for
+// it beside the host's own repositories.
+func withArchive(t *testing.T, dir string) []string {
+	t.Helper()
+	command{name: "repoindex", args: []string{dir}}.run(t).mustExit(t, 0)
+	server := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	t.Cleanup(server.Close)
+	return append(append([]string{"--repo"}, hostRepositories(t)...), "deb [trusted=yes] "+server.URL+" ./")
 }
 
 // kbuild is what a kernel's headers need besides those that all flavours share.
@@ -88,20 +102,16 @@ func TestOwnKernels(t *testing.T) {
 	current := shared.doc.Kernels[0].Release
 	const own, bare = "6.1.192-SITE1", "6.1.192-bare"
 	dir, out := t.TempDir(), t.TempDir()
-	ownHeaders(t, dir, own, "6.1.192-7")
-	ownHeaders(t, dir, bare, "6.1.192-8")
+	ownHeaders(t, dir, own, "6.1.192-7", "")
+	ownHeaders(t, dir, bare, "6.1.192-8", "")
 	image := t.TempDir()
 	for _, file := range []string{"boot/vmlinuz-" + own, "lib/modules/" + own + "/modules.builtin", "lib/modules/" + own + "/kernel/x"} {
 		assert.NilError(t, os.MkdirAll(filepath.Dir(filepath.Join(image, file)), 0o755))
 		assert.NilError(t, os.WriteFile(filepath.Join(image, file), nil, 0o644))
 	}
 	makeDeb(t, dir, image, "linux-image-"+strings.ToLower(own), "6.1.192-7", "Source: linux-upstream\n", nil)
-	command{name: "repoindex", args: []string{dir}}.run(t).mustExit(t, 0)
-	server := httptest.NewServer(http.FileServer(http.Dir(dir)))
-	t.Cleanup(server.Close)
 	work := t.TempDir()
-	args := append([]string{"--work-dir", work, "--repo"}, hostRepositories(t)...)
-	args = append(args, "deb [trusted=yes] "+server.URL+" ./")
+	args := append([]string{"--work-dir", work}, withArchive(t, dir)...)
 
 	r := command{name: "mkchroot", args: append(args, "--kver", "new", own, bare, "--keep-kernels", "1", "--out-dir", out)}.run(t).mustExit(t, 0)
 	r.mustSay(t, "warning: no package is known that ships the kernel "+bare+" itself: the packages for it will only recommend linux-image-"+bare+"\n")
@@ -135,4 +145,35 @@ func TestOwnKernels(t *testing.T) {
 	}}.run(t).mustExit(t, 0)
 	again.mustSay(t, "mkchroot: no kernel is new: all have packages in "+out+"\n", "dkmsbuild: there is no kernel to build for\n")
 	assert.Equal(t, len(debFiles(t, out)), 3)
+}
+
+// TestUbuntuNames takes the current kernel of Ubuntu's default flavour out of an
+// archive with Ubuntu's names, in a tree that says it is Ubuntu's.
+func TestUbuntuNames(t *testing.T) {
+	t.Parallel()
+	sharedTree(t)
+	const abi, version = "5.15.0-91", "5.15.0-91.101"
+	const release = abi + "-generic"
+	dir := t.TempDir()
+	base := filepath.Join(t.TempDir(), "base-files")
+	mustRun(t, "sh", "-ec", `cd "$1"; apt-get download -q base-files; dpkg-deb -R base-files_*.deb base-files
+		sed -i 's/^ID=.*/ID=ubuntu/' base-files/usr/lib/os-release; rm base-files/DEBIAN/md5sums
+		sed -i 's/^Version: .*/Version: 99/' base-files/DEBIAN/control
+		dpkg-deb -b base-files "$2/base-files_99_amd64.deb"`, "sh", filepath.Dir(base), dir)
+	ownHeaders(t, dir, release, version, ", linux-headers-"+abi)
+	makeDeb(t, dir, t.TempDir(), "linux-headers-"+abi, version, "Architecture: all\n", nil)
+	makeDeb(t, dir, t.TempDir(), "linux-headers-generic", "5.15.0.91.88", "Depends: linux-headers-"+release+"\n", nil)
+	for _, name := range []string{"linux-image-", "linux-image-unsigned-", "linux-modules-", "linux-modules-extra-"} {
+		makeDeb(t, dir, t.TempDir(), name+release, version, "Source: linux\n", nil)
+	}
+	out := t.TempDir()
+	r := command{name: "mkchroot", args: append([]string{"--work-dir", t.TempDir()}, withArchive(t, dir)...)}.run(t).mustExit(t, 0)
+	tree := r.doc.Tree.Path
+	t.Cleanup(func() { mustRun(t, filepath.Join(bin, "rmchroot"), tree) })
+	assert.Equal(t, r.doc.Tree.Distribution, "ubuntu")
+	assert.Equal(t, r.doc.Kernels[0].Release+" "+r.doc.Kernels[0].Flavour, release+" generic")
+	r = command{name: "dkmsbuild", stdin: r.raw, args: []string{"--dkms", source(t, "mine", goodModule("mine"))}}.run(t).mustExit(t, 0)
+	r = command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, 0)
+	assert.Equal(t, filepath.Base(r.doc.Debs[0].Path), "mine-modules-"+release+"_1.0+5.15.0.91.101_amd64.deb")
+	assert.Equal(t, mustRun(t, "dpkg-deb", "-W", "--showformat=${Depends}", r.doc.Debs[0].Path), "linux-image-"+release+" | linux-image-unsigned-"+release)
 }
