@@ -137,9 +137,10 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	if len(requests) == 0 {
 		return cli.Usagef("no package to build: name one with --dkms")
 	}
+	tools := slices.Clone(b.Doc.Tools)
 	for _, t := range b.opts.tools {
-		if !slices.Contains(b.Doc.Tools, t) {
-			b.Doc.Tools = append(b.Doc.Tools, t)
+		if !slices.Contains(tools, t) {
+			tools = append(tools, t)
 		}
 	}
 	open := slices.DeleteFunc(slices.Clone(requests), func(r string) bool { _, ok := kept[r]; return ok })
@@ -149,7 +150,7 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	}
 	// What failed may have been mended in the archive since.
 	fromArchive := slices.ContainsFunc(open, func(r string) bool { return !isPath(r) })
-	if (fromArchive || len(b.Doc.Tools) > 0) && (again || time.Since(b.Doc.Tree.Created) > time.Hour) {
+	if (fromArchive || len(tools) > 0) && (again || time.Since(b.Doc.Tree.Created) > time.Hour) {
 		if err := b.refreshLists(ctx); err != nil {
 			return err
 		}
@@ -158,7 +159,7 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if b.tools, err = b.installTools(ctx); err != nil {
+	if b.tools, err = b.installTools(ctx, tools); err != nil {
 		return err
 	}
 	// A package that is asked for anew takes the place of the one of that name.

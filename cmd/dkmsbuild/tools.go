@@ -19,18 +19,18 @@ type tools struct {
 	packages []string // as "libelf-dev (= 0.188-2.1)"
 }
 
-// installTools makes the layer of the document's build packages.
-func (b *builder) installTools(ctx context.Context) (t tools, err error) {
-	if len(b.Doc.Tools) == 0 {
+// installTools makes the layer of the build packages, and records them.
+func (b *builder) installTools(ctx context.Context, requests []string) (t tools, err error) {
+	if len(requests) == 0 {
 		return t, nil
 	}
 	var install []string
 	inside := b.inside(b.tree.Root(b.lists...), io.Discard)
-	preferred, err := inside.Preferred(ctx, b.Doc.Tools...)
+	preferred, err := inside.Preferred(ctx, requests...)
 	if err != nil {
 		return t, err
 	}
-	for _, request := range b.Doc.Tools {
+	for _, request := range requests {
 		name, version, ok := strings.Cut(request, "=")
 		if !ok {
 			version = preferred[name]
@@ -43,7 +43,7 @@ func (b *builder) installTools(ctx context.Context) (t tools, err error) {
 	}
 	slices.Sort(t.packages)
 	t.layer = rootfs.LayerName("tools", t.packages...)
-	step := b.Msg.Wait("installing %s", strings.Join(b.Doc.Tools, ", "))
+	step := b.Msg.Wait("installing %s", strings.Join(requests, ", "))
 	defer step.Done("")
 	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
 		Name: t.layer, On: b.lists,
@@ -53,8 +53,9 @@ func (b *builder) installTools(ctx context.Context) (t tools, err error) {
 		},
 	})
 	if err != nil {
-		return t, fmt.Errorf("cannot install the build packages %s: %w", strings.Join(b.Doc.Tools, ", "), err)
+		return t, fmt.Errorf("cannot install the build packages %s: %w", strings.Join(requests, ", "), err)
 	}
+	b.Doc.Tools = requests
 	return t, nil
 }
 

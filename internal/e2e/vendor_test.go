@@ -30,6 +30,7 @@ func TestBuildPackage(t *testing.T) {
 
 	wrong := command{name: "dkmsbuild", stdin: r.raw, args: []string{"--kver", kver, "--build-package", "libelf-dew"}}.run(t).mustExit(t, state.ExitError)
 	wrong.mustSay(t, "the repositories have no package libelf-dew\n", "did you mean libelf-dev")
+	assert.Equal(t, len(wrong.doc.Tools), 0)
 
 	r = command{name: "dkmsbuild", stdin: r.raw, args: []string{"--kver", kver, "--build-package", "libelf-dev"}}.run(t).mustExit(t, 0)
 	assert.Equal(t, r.doc.ExitCode(), 0)
