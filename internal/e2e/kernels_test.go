@@ -5,6 +5,8 @@ package e2e
 import (
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/deb"
+	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
 	"fmt"
 	"net/http"
@@ -176,4 +178,58 @@ func TestUbuntuNames(t *testing.T) {
 	r = command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, 0)
 	assert.Equal(t, filepath.Base(r.doc.Debs[0].Path), "mine-modules-"+release+"_1.0+5.15.0.91.101_amd64.deb")
 	assert.Equal(t, mustRun(t, "dpkg-deb", "-W", "--showformat=${Depends}", r.doc.Debs[0].Path), "linux-image-"+release+" | linux-image-unsigned-"+release)
+}
+
+// TestDebPkg builds a small kernel by `make bindeb-pkg` and a module for it. The
+// kernel takes minutes to build.
+func TestDebPkg(t *testing.T) {
+	if os.Getenv("DKMS2BIN_NIGHTLY") == "" {
+		t.Skip("nightly")
+	}
+	sharedTree(t)
+	tree, err := rootfs.Open(shared.doc.Tree.Path)
+	assert.NilError(t, err)
+	assert.NilError(t, tree.Use())
+	const layer = "test-debpkg"
+	err = tree.MakeLayer(t.Context(), rootfs.LayerSpec{
+		Name: layer, On: []string{shared.doc.Tree.Base},
+		Make: func(root sandbox.Root) error {
+			inside := apt.Inside{Spec: sandbox.Spec{Root: root, Mountpoint: tree.Mountpoint(), Env: sandbox.DefaultEnv()}, Log: testLog{t}}
+			err := inside.Install(t.Context(), "linux-source", "bc", "bison", "cpio", "flex", "libelf-dev", "libssl-dev", "python3", "rsync", "xz-utils")
+			if err != nil {
+				return err
+			}
+			_, err = inside.Output(t.Context(), "sh", "-ec", `mkdir /build; cd /build; tar -xf /usr/src/linux-source-*.tar.xz --strip-components=1
+				make -s tinyconfig
+				scripts/config -e 64BIT -e MODULES -e MODULE_UNLOAD -e MODVERSIONS -e PRINTK -d LOCALVERSION_AUTO --set-str LOCALVERSION -Own_1
+				make -s olddefconfig
+				make -s -j"$(nproc)" bindeb-pkg KDEB_PKGVERSION=7 >make.log 2>&1 || { tail -n 50 make.log >&2; exit 1; }`)
+			return err
+		},
+	})
+	assert.NilError(t, err)
+	dir := t.TempDir()
+	mustRun(t, "sh", "-c", `cp "$1"/linux-headers-*.deb "$1"/linux-image-*.deb "$2"`, "sh", tree.LayerPath(layer), dir)
+	assert.NilError(t, tree.RemoveLayer(layer))
+	assert.NilError(t, tree.Close())
+	image := debFiles(t, dir)[1]
+	name, _, _ := strings.Cut(filepath.Base(image), "_")
+	release := strings.Replace(strings.TrimPrefix(name, "linux-image-"), "-own-1", "-Own_1", 1)
+	r := command{name: "mkchroot", args: append([]string{"--work-dir", t.TempDir(), "--kver", release}, withArchive(t, dir)...)}.run(t).mustExit(t, 0)
+	made := r.doc.Tree.Path
+	t.Cleanup(func() { mustRun(t, filepath.Join(bin, "rmchroot"), made) })
+	assert.Equal(t, r.doc.Kernels[0].Release, release)
+	assert.DeepEqual(t, r.doc.Kernels[0].Images, []state.Image{{Package: name, Version: "7"}})
+	r = command{name: "dkmsbuild", stdin: r.raw, args: []string{"--dkms", source(t, "mine", goodModule("mine"))}}.run(t).mustExit(t, 0)
+	r = command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", t.TempDir()}}.run(t).mustExit(t, 0)
+	assert.Assert(t, strings.HasPrefix(r.doc.Builds[0].Modules[0].Vermagic, release+" "))
+	assert.Equal(t, mustRun(t, "dpkg-deb", "-W", "--showformat=${Depends}", r.doc.Debs[0].Path), name)
+}
+
+// testLog is a writer to the log of a test.
+type testLog struct{ t *testing.T }
+
+func (l testLog) Write(p []byte) (int, error) {
+	l.t.Log(strings.TrimRight(string(p), "\n"))
+	return len(p), nil
 }
