@@ -72,9 +72,7 @@ func findKernels(ctx context.Context, inside apt.Inside, tree *state.Tree, want 
 	if len(want.releases) > 0 && !want.fresh {
 		return targets, nil
 	}
-	// Fuel's settings have the name of the image's metapackage in its place.
-	flavour := strings.TrimPrefix(strings.TrimPrefix(want.flavour, "linux-image-"), "linux-headers-")
-	flavour = cmp.Or(flavour, kernel.DefaultFlavour(tree.Distribution, tree.Architecture))
+	flavour := cmp.Or(want.flavour, kernel.DefaultFlavour(tree.Distribution, tree.Architecture))
 	current, err := o.current(flavour)
 	if err != nil {
 		return nil, diag.WithHint(err, "name a kernel with --kver; there are: %s", strings.Join(o.releases(), ", "))

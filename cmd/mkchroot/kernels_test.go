@@ -268,7 +268,6 @@ func TestKernelNames(t *testing.T) {
 		"xenial":                          {xenial, "ubuntu", selection{}, "4.4.0-210-generic=linux-headers-4.4.0-210-generic", "linux-image-4.4.0-210-generic", ""},
 		"xenial, by way of virtual":       {xenial, "ubuntu", selection{flavour: "virtual"}, "4.4.0-210-generic=linux-headers-4.4.0-210-generic", "linux-image-4.4.0-210-generic", ""},
 		"xenial, HWE":                     {xenial, "ubuntu", selection{flavour: "generic-hwe-16.04"}, "4.15.0-142-generic=linux-headers-4.15.0-142-generic", "linux-image-4.15.0-142-generic linux-image-unsigned-4.15.0-142-generic", ""},
-		"xenial, as Fuel has it":          {xenial, "ubuntu", selection{flavour: "linux-image-generic-hwe-16.04"}, "4.15.0-142-generic=linux-headers-4.15.0-142-generic", "linux-image-4.15.0-142-generic linux-image-unsigned-4.15.0-142-generic", ""},
 		"jammy":                           {jammy, "ubuntu", selection{}, "5.15.0-91-generic=linux-headers-5.15.0-91-generic", "linux-image-5.15.0-91-generic linux-image-unsigned-5.15.0-91-generic", ""},
 		"jammy, lowlatency":               {jammy, "ubuntu", selection{flavour: "lowlatency"}, "5.15.0-91-lowlatency=linux-headers-5.15.0-91-lowlatency", "linux-image-5.15.0-91-lowlatency linux-image-unsigned-5.15.0-91-lowlatency", ""},
 		"jammy, all of the series":        {jammy, "ubuntu", selection{fresh: true, outDir: "/nonexistent"}, "5.15.0-91-generic=linux-headers-5.15.0-91-generic 5.15.0-88-generic=linux-headers-5.15.0-88-generic", "linux-image-5.15.0-91-generic linux-image-unsigned-5.15.0-91-generic", ""},
