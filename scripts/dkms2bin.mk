@@ -85,7 +85,7 @@ index: $(debs)
 
 $(tree):
 	@$(call remove,$@.new)
-	$(call stage,$(BIN)mkchroot $(KVERS:%=--kver %) $(MKCHROOT_FLAGS),$(call remove,$@.new);)
+	$(call stage,$(BIN)mkchroot $(KVERS:%=--kver %) --out-dir $(OUT_DIR) $(MKCHROOT_FLAGS),$(call remove,$@.new);)
 
 # An older document of this kernel is taken up again: that is the partial rerun.
 # What a run that failed or was interrupted had built before counts as well.

@@ -53,6 +53,12 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 			ModulesPrefix: k.ModulesPrefix, Distribution: s.Doc.Tree.Distribution, Architecture: s.Doc.Tree.Architecture,
 			VersionSuffix: o.suffix, ImageDependency: o.image, Time: p.Date,
 		}
+		for _, image := range k.Images {
+			spec.Images = append(spec.Images, modpkg.Image{Name: image.Package, Version: image.Version})
+		}
+		if len(k.Images) == 0 && o.image == "depends" {
+			spec.ImageDependency = "recommends" // apt would refuse what depends on a name that nobody knows
+		}
 		for _, source := range []string{p.Source, k.Source} {
 			if source != "" {
 				spec.BuiltUsing = append(spec.BuiltUsing, source)

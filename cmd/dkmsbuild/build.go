@@ -26,8 +26,9 @@ type builder struct {
 	*cli.Session
 	opts    *options
 	tree    *rootfs.Tree
-	lists   []string // layers below a package's, the topmost first
+	lists   []string // layers with package lists below a package's, the topmost first
 	fresh   string   // the layer with newer package lists, of this run alone
+	tools   tools    // for what is built in this run
 	kernels []state.Kernel
 }
 
@@ -47,6 +48,10 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	}()
 	if err := b.chooseKernels(); err != nil {
 		return err
+	}
+	if len(s.Doc.Kernels) == 0 {
+		s.Msg.Info("there is no kernel to build for") // none was new
+		return nil
 	}
 	if err := b.choosePackages(ctx); err != nil {
 		return err
@@ -81,21 +86,24 @@ func openTree(doc *state.Document) (*rootfs.Tree, error) {
 	return tree, nil
 }
 
+// newKernels, as a release, stands for the kernels that mkchroot found by itself.
+const newKernels = "new"
+
 func (b *builder) chooseKernels() error {
-	if len(b.Doc.Kernels) == 0 {
-		return cli.Usagef("the document has no kernels: mkchroot adds them")
-	}
 	for _, want := range b.opts.kvers {
-		if b.Doc.Kernel(want) == nil {
+		if want != newKernels && b.Doc.Kernel(want) == nil {
 			var have []string
 			for _, k := range b.Doc.Kernels {
 				have = append(have, k.Release)
+			}
+			if len(have) == 0 {
+				return cli.Usagef("--kver %s: the document has no kernels: mkchroot adds them", want)
 			}
 			return cli.Usagef("--kver %s: the document's kernels are %s", want, strings.Join(have, ", "))
 		}
 	}
 	for _, k := range b.Doc.Kernels {
-		if len(b.opts.kvers) == 0 || slices.Contains(b.opts.kvers, k.Release) {
+		if len(b.opts.kvers) == 0 || slices.Contains(b.opts.kvers, k.Release) || !k.Requested && slices.Contains(b.opts.kvers, newKernels) {
 			b.kernels = append(b.kernels, k)
 		}
 	}
@@ -129,6 +137,12 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	if len(requests) == 0 {
 		return cli.Usagef("no package to build: name one with --dkms")
 	}
+	tools := slices.Clone(b.Doc.Tools)
+	for _, t := range b.opts.tools {
+		if !slices.Contains(tools, t) {
+			tools = append(tools, t)
+		}
+	}
 	open := slices.DeleteFunc(slices.Clone(requests), func(r string) bool { _, ok := kept[r]; return ok })
 	b.lists = []string{b.Doc.Tree.Base}
 	if len(open) == 0 {
@@ -136,13 +150,16 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	}
 	// What failed may have been mended in the archive since.
 	fromArchive := slices.ContainsFunc(open, func(r string) bool { return !isPath(r) })
-	if fromArchive && (again || time.Since(b.Doc.Tree.Created) > time.Hour) {
+	if (fromArchive || len(tools) > 0) && (again || time.Since(b.Doc.Tree.Created) > time.Hour) {
 		if err := b.refreshLists(ctx); err != nil {
 			return err
 		}
 	}
 	resolved, err := resolve(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), open)
 	if err != nil {
+		return err
+	}
+	if b.tools, err = b.installTools(ctx, tools); err != nil {
 		return err
 	}
 	// A package that is asked for anew takes the place of the one of that name.
@@ -167,7 +184,7 @@ func (b *builder) choosePackages(ctx context.Context) error {
 
 // isGood says that nothing of the package is to be done for the chosen kernels.
 func (b *builder) isGood(p state.Package) bool {
-	if p.Error != "" || p.Layer == "" || !b.tree.HasLayer(p.Layer) {
+	if p.Error != "" || p.Layer == "" || !b.tree.HasLayer(p.Layer) || p.ToolsLayer != "" && !b.tree.HasLayer(p.ToolsLayer) {
 		return false
 	}
 	if p.Kind != state.KindArchive {
@@ -209,6 +226,9 @@ func (b *builder) isGoodBuild(r state.Build, p state.Package, k state.Kernel) bo
 func (b *builder) sourceDigest(p state.Package, k state.Kernel) string {
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%q %q %q %q %q %q %q", p.Name, p.Version, p.Digest, k.Headers, k.Version, b.Doc.Tree.DKMS, b.Doc.Tree.Compiler)
+	if len(p.Tools) > 0 {
+		fmt.Fprintf(sum, " %q", p.Tools)
+	}
 	return hex.EncodeToString(sum.Sum(nil))
 }
 
@@ -243,6 +263,7 @@ func (b *builder) buildPackage(ctx context.Context, p *state.Package) error {
 	if b.isGood(*p) {
 		return nil
 	}
+	p.Tools, p.ToolsLayer = b.tools.packages, b.tools.layer
 	for _, k := range b.kernels {
 		step := b.Msg.Step("installing %s package, building for %s", orRequest(*p), k.Release)
 		if modules == nil && p.Error == "" {
@@ -292,7 +313,7 @@ func (b *builder) installInTime(ctx context.Context, p *state.Package, watch io.
 
 // install makes the package's layer and returns its modules.
 func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer) (modules []dkms.Module, err error) {
-	name := rootfs.LayerName("package", p.Kind, p.Name, p.Version, p.Digest)
+	name := packageLayer(*p)
 	dir, err := b.tree.Record(name)
 	if err != nil {
 		return nil, err
@@ -304,7 +325,7 @@ func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer
 	defer func() { err = errors.Join(err, log.Close()) }()
 	out := io.MultiWriter(log, watch)
 	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: name, On: b.lists,
+		Name: name, On: append(layers(p.ToolsLayer), b.lists...),
 		Make: func(root sandbox.Root) error {
 			inside := b.inside(root, out)
 			sources, err := b.unpack(ctx, *p, inside)
@@ -339,6 +360,16 @@ func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer
 	return modules, nil
 }
 
+// packageLayer is the name of the layer in which a package is installed.
+func packageLayer(p state.Package) string {
+	return rootfs.LayerName("package", append([]string{p.Kind, p.Name, p.Version, p.Digest}, p.Tools...)...)
+}
+
+// layers leaves out those that there is no need for.
+func layers(names ...string) []string {
+	return slices.DeleteFunc(names, func(n string) bool { return n == "" })
+}
+
 // copied is where a given source directory is copied to; dkms add copies it once
 // more, to where it belongs by its dkms.conf.
 const copied = "/usr/src/dkms2bin-given"
@@ -363,7 +394,10 @@ func (b *builder) unpack(ctx context.Context, p state.Package, inside apt.Inside
 	}
 	inside.Spec.Files = dkms.InstallStubs()
 	if err := inside.Install(ctx, what); err != nil {
-		return nil, err
+		if ctx.Err() != nil || !failedOnItsOwn(ctx, inside, p.Name) {
+			return nil, err
+		}
+		b.Msg.Info("%s: its postinst, which calls dkms itself, failed; going on without: %v", p.Name, err)
 	}
 	if err := inside.Clean(ctx); err != nil {
 		return nil, err
@@ -376,6 +410,15 @@ func (b *builder) unpack(ctx context.Context, p state.Package, inside apt.Inside
 		return sources, nil
 	}
 	return dkms.SourcesIn(inside.Spec.Root.Upper)
+}
+
+// failedOnItsOwn says that nothing but the postinst of the package failed, and that
+// this is one that calls dkms: it may want a running kernel, or to see a module
+// built, while here all that is wanted of the package is its source.
+func failedOnItsOwn(ctx context.Context, inside apt.Inside, name string) bool {
+	script := `[ "$(dpkg-query -W -f '${db:Status-Status}' "$1")" = half-configured ] && grep -q dkms "$(dpkg-query --control-path "$1" postinst)"`
+	_, err := inside.Output(ctx, "sh", "-c", script, "sh", name)
+	return err == nil
 }
 
 // docFiles are where a package keeps its copyright and changelog, the first that
@@ -426,7 +469,7 @@ func (b *builder) buildModules(ctx context.Context, p state.Package, k state.Ker
 		if p.Kind == state.KindSource {
 			r.Package = p.Request // its name is known once dkms has read it
 		}
-		dir, err := b.tree.Record(rootfs.LayerName("package", p.Kind, p.Name, p.Version, p.Digest))
+		dir, err := b.tree.Record(packageLayer(p))
 		if err != nil {
 			return nil, err
 		}
@@ -466,7 +509,7 @@ func (b *builder) buildOne(ctx context.Context, p state.Package, k state.Kernel,
 	archive := filepath.Join(dir, file+".dkms.tar.gz")
 	var res dkms.Result
 	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: layer, On: []string{p.Layer, k.Layer, b.Doc.Tree.Base},
+		Name: layer, On: layers(p.Layer, p.ToolsLayer, k.Layer, b.Doc.Tree.Base),
 		Make: func(root sandbox.Root) (err error) {
 			res, err = dkms.Build(ctx, dkms.BuildSpec{
 				Spec: b.spec(root), Module: m, Kernel: k.Release, Timeout: b.opts.timeout,
@@ -492,6 +535,9 @@ func (b *builder) buildOne(ctx context.Context, p state.Package, k state.Kernel,
 		r.Status, r.Reason = state.Skipped, res.Reason
 	default:
 		r.Status, r.Reason, r.Stage = state.Failed, res.Reason, "dkmsbuild"
+		if r.Hint, err = b.missingHint(ctx, p, strings.Fields(res.Missing)); err != nil {
+			return r, err
+		}
 	}
 	return r, nil
 }
@@ -564,6 +610,9 @@ func (b *builder) report(p state.Package, k state.Kernel, records []state.Build,
 			b.Msg.Hint("the whole log is %s", r.Log)
 		case r.Status == state.Failed:
 			b.Msg.Warn("%s: cannot build %s for %s: %s", r.Package, what, k.Release, r.Reason)
+			if r.Hint != "" {
+				b.Msg.Hint("%s", r.Hint)
+			}
 			b.Msg.Hint("the whole log is %s", r.Log)
 		case r.Status == state.Skipped:
 			b.Msg.Info("%s: %s is not meant for %s: %s", r.Package, what, k.Release, r.Reason)

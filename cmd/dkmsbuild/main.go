@@ -11,6 +11,7 @@ import (
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/sandbox"
 	"flag"
+	"strings"
 	"time"
 )
 
@@ -21,10 +22,11 @@ name=version; name-version~, a version that begins so; the path of a .deb; or th
 path of a source directory with a dkms.conf.
 
 Run again on its own document it builds what failed or is missing, and keeps
-what is good; --dkms adds to what was asked for.`
+what is good; --dkms and --build-package add to what was asked for.`
 
 type options struct {
 	packages cli.List
+	tools    cli.List
 	kvers    cli.List
 	timeout  time.Duration
 	shell    string
@@ -37,6 +39,11 @@ func (o *options) check([]string) error {
 	for _, p := range o.packages {
 		if err := checkRequest(p); err != nil {
 			return err
+		}
+	}
+	for _, t := range o.tools {
+		if isPath(t) || strings.ContainsAny(t, " \t\n") {
+			return cli.Usagef("--build-package %q: not the name of a package in the repositories", t)
 		}
 	}
 	if o.shell != "" {
@@ -54,7 +61,8 @@ func main() {
 		Name: "dkmsbuild", Manual: manual,
 		Flags: func(fs *flag.FlagSet) {
 			fs.Var(&o.packages, "dkms", "`package` to build modules from")
-			fs.Var(&o.kvers, "kver", "build for this `release` among the document's kernels (default all of them)")
+			fs.Var(&o.tools, "build-package", "`package` that builds need and the packages fail to depend on, such as libelf-dev")
+			fs.Var(&o.kvers, "kver", "build for this `release` among the document's kernels; new: for those that mkchroot found by itself (default all of them)")
 			fs.DurationVar(&o.timeout, "timeout", 30*time.Minute, "`time` that one build may take")
 			fs.StringVar(&o.shell, "shell", "", "open a shell on the terminal where `MODULE/VERSION,KVER` was built or failed")
 		},

@@ -112,7 +112,7 @@ func resolveOne(ctx context.Context, inside apt.Inside, request string) (state.P
 			return p, diag.WithHint(fmt.Errorf("the repositories have no version %s of %s", version, name),
 				"of %s they have %s", name, strings.Join(versions(found[name]), ", "))
 		}
-		return p, unknown(ctx, inside, name)
+		return p, unknown(ctx, inside, name, "-dkms")
 	}
 	if prefix, ok := strings.CutSuffix(request, "~"); ok {
 		return resolvePrefix(ctx, inside, request, prefix)
@@ -123,7 +123,7 @@ func resolveOne(ctx context.Context, inside apt.Inside, request string) (state.P
 	}
 	version := preferred[request]
 	if version == "" {
-		return p, unknown(ctx, inside, request)
+		return p, unknown(ctx, inside, request, "-dkms")
 	}
 	found, err := inside.Show(ctx, request)
 	if err != nil {
@@ -134,7 +134,7 @@ func resolveOne(ctx context.Context, inside apt.Inside, request string) (state.P
 			return fromArchive(request, c), nil
 		}
 	}
-	return p, unknown(ctx, inside, request)
+	return p, unknown(ctx, inside, request, "-dkms")
 }
 
 func fromArchive(request string, c apt.Candidate) state.Package {
@@ -183,7 +183,7 @@ func resolvePrefix(ctx context.Context, inside apt.Inside, request, prefix strin
 	case len(others) > 0:
 		return p, diag.WithHint(fmt.Errorf("the repositories have no package for %s", request), "there are %s", strings.Join(pinned(others), ", "))
 	}
-	return p, unknown(ctx, inside, names[len(names)-1])
+	return p, unknown(ctx, inside, names[len(names)-1], "-dkms")
 }
 
 func versions(list []apt.Candidate) []string {
@@ -202,8 +202,9 @@ func pinned(list []apt.Candidate) []string {
 	return out
 }
 
-// unknown is the error for a name that the repositories do not have.
-func unknown(ctx context.Context, inside apt.Inside, name string) error {
+// unknown is the error for a name that the repositories do not have. What it may
+// stand for ends in suffix.
+func unknown(ctx context.Context, inside apt.Inside, name, suffix string) error {
 	err := fmt.Errorf("the repositories have no package %s", name)
 	if _, statErr := os.Stat(filepath.Join(name, "dkms.conf")); statErr == nil {
 		return diag.WithHint(err, "to build the directory here, write ./%s", name)
@@ -212,11 +213,15 @@ func unknown(ctx context.Context, inside apt.Inside, name string) error {
 	if listErr != nil {
 		return errors.Join(err, listErr)
 	}
-	all = slices.DeleteFunc(all, func(n string) bool { return !strings.HasSuffix(n, "-dkms") })
+	all = slices.DeleteFunc(all, func(n string) bool { return !strings.HasSuffix(n, suffix) })
 	if similar := apt.Similar(name, all, 5); len(similar) > 0 {
 		return diag.WithHint(err, "did you mean %s?", strings.Join(similar, ", "))
 	}
-	return diag.WithHint(err, "they have %d packages whose names end in -dkms; is a repository or component missing?", len(all))
+	ending := ""
+	if suffix != "" {
+		ending = " whose names end in " + suffix
+	}
+	return diag.WithHint(err, "they have %d packages%s; is a repository or component missing?", len(all), ending)
 }
 
 // resolvePath reads what a .deb or a source directory says of itself, as far as

@@ -48,7 +48,7 @@ func shell(ctx context.Context, s *cli.Session, want string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, tree.Close()) }()
-		root, done, err := tree.Writable(r.Layer, p.Layer, k.Layer, s.Doc.Tree.Base)
+		root, done, err := tree.Writable(r.Layer, layers(p.Layer, p.ToolsLayer, k.Layer, s.Doc.Tree.Base)...)
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 )
 
 const manual = `
@@ -39,6 +40,8 @@ type options struct {
 	auth       string
 	base       string
 	workDir    string
+	outDir     string
+	keep       int
 
 	args        []string     // the command line
 	sources     []apt.Source // of --repo, in place of the host's
@@ -54,7 +57,16 @@ var (
 )
 
 func (o *options) check([]string) (err error) {
+	if o.keep < 0 {
+		return cli.Usagef("--keep-kernels %d: it must not be negative", o.keep)
+	}
 	for _, k := range o.kvers {
+		if k == newKernels {
+			if err := cli.Required("out-dir", o.outDir); err != nil {
+				return cli.Usagef("%w with --kver new: the directory whose packages tell which kernels are new", err)
+			}
+			continue
+		}
 		if !kverPattern.MatchString(k) {
 			return cli.Usagef("--kver %q: not a kernel release such as uname -r prints", k)
 		}
@@ -86,14 +98,25 @@ func (o *options) check([]string) (err error) {
 	return err
 }
 
+// newKernels, as a release, stands for the flavour's kernels that have no packages
+// in the output directory yet.
+const newKernels = "new"
+
+func (o *options) selection() selection {
+	named := slices.DeleteFunc(slices.Clone([]string(o.kvers)), func(k string) bool { return k == newKernels })
+	return selection{releases: named, fresh: len(named) < len(o.kvers), flavour: o.flavour, outDir: o.outDir, keep: o.keep}
+}
+
 func main() {
 	sandbox.Init()
 	o := &options{args: os.Args}
 	cli.Main(cli.Program{
 		Name: "mkchroot", Manual: manual, Starts: true,
 		Flags: func(fs *flag.FlagSet) {
-			fs.Var(&o.kvers, "kver", "`release` of a kernel to build for, as uname -r prints it")
-			fs.StringVar(&o.flavour, "kernel-flavor", "", "`flavour` of the kernel without --kver, also as the name of its image's package")
+			fs.Var(&o.kvers, "kver", "`release` of a kernel to build for, as uname -r prints it; new: the flavour's kernels that have no packages in --out-dir yet")
+			fs.StringVar(&o.outDir, "out-dir", "", "`directory` of the packages, for --kver new")
+			fs.IntVar(&o.keep, "keep-kernels", 0, "with --kver new: pass over all but the newest `N` kernels (default all count)")
+			fs.StringVar(&o.flavour, "kernel-flavor", "", "`flavour` of the kernels without --kver and of --kver new, also as the name of its image's package")
 			fs.StringVar(&o.release, "release", "", "`suite` to build in: the host's mirrors with this suite, its -updates and -security; of the repositories given, the one with this suite is the distribution's (--ubuntu-release is the same)")
 			fs.Var(&o.repos, "repo", "`repository` as 'deb uri suite [components][,priority]', in place of the host's, the first is the distribution's; or a directory of .debs, in addition and preferred")
 			fs.StringVar(&o.settings, "settings", "", "`file` of fuel-bootstrap with repositories, proxies and kernel flavour (default "+apt.FuelSettings+" where that is and neither --repo nor --release is given)")

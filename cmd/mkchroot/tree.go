@@ -5,7 +5,6 @@ import (
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
-	"dkms2bin/internal/kernel"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
@@ -79,17 +78,7 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 	}
 	s.Doc.Tree.DKMS, s.Doc.Tree.Compiler = installed["dkms"], installed["gcc"]
 
-	kernels, err := findKernels(ctx, inside, s.Doc.Tree, o.kvers, o.flavour)
-	if err != nil {
-		return err
-	}
-	for _, k := range kernels {
-		if err := installHeaders(ctx, tree, inside, &k); err != nil {
-			return fmt.Errorf("cannot install the headers of %s: %w", k.Release, err)
-		}
-		s.Doc.Kernels = append(s.Doc.Kernels, k)
-	}
-	return nil
+	return addKernels(ctx, s, tree, inside, o.selection())
 }
 
 // treeSize is what a tree takes with the headers of one kernel, in bytes. Trixie's
@@ -161,76 +150,4 @@ func generalKeyrings(etc string) ([]rootfs.ConfigFile, error) {
 		files = append(files, rootfs.ConfigFile{Path: filepath.Join("/etc/apt", path), Content: content, Mode: 0o644})
 	}
 	return files, nil
-}
-
-// installHeaders makes the layer of a kernel's headers and saves what is to be
-// known of the kernel.
-func installHeaders(ctx context.Context, tree *rootfs.Tree, base apt.Inside, k *state.Kernel) error {
-	k.Layer = rootfs.LayerName("headers", k.Release, k.Version)
-	return tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: k.Layer, On: []string{baseLayer},
-		Make: func(root sandbox.Root) error {
-			inside := base
-			inside.Spec.Root = root
-			// Where headers bring the image along, no initramfs is wanted.
-			inside.Spec.Env = append(sandbox.DefaultEnv(), "INITRD=No")
-			if err := inside.Install(ctx, k.Headers+"="+k.Version); err != nil {
-				return err
-			}
-			if err := inside.Clean(ctx); err != nil {
-				return err
-			}
-			return saveFacts(ctx, tree, inside, k)
-		},
-	})
-}
-
-// factFiles are the files of a kernel's build directory that debextract reads.
-var factFiles = []string{
-	"include/config/kernel.release", "include/generated/utsrelease.h",
-	"include/config/auto.conf", ".config", "Module.symvers",
-}
-
-func saveFacts(ctx context.Context, tree *rootfs.Tree, inside apt.Inside, k *state.Kernel) error {
-	files, err := inside.Files(ctx, k.Headers)
-	if err != nil {
-		return err
-	}
-	for _, prefix := range []string{"/lib/modules", "/usr/lib/modules"} {
-		for _, f := range files {
-			if f == prefix+"/"+k.Release+"/build" {
-				k.ModulesPrefix = prefix
-			}
-		}
-	}
-	if k.ModulesPrefix == "" {
-		return fmt.Errorf("the package %s ships no /lib/modules/%s/build", k.Headers, k.Release)
-	}
-	dir, err := tree.Record(k.Layer)
-	if err != nil {
-		return err
-	}
-	build := "/lib/modules/" + k.Release + "/build/"
-	for _, name := range factFiles {
-		content, err := inside.Output(ctx, "sh", "-c", `[ ! -e "$1" ] || cat "$1"`, "sh", build+name)
-		if err != nil {
-			return err
-		}
-		if len(content) == 0 {
-			continue
-		}
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(path, content, 0o644); err != nil {
-			return err
-		}
-	}
-	facts, err := kernel.ReadFacts(dir)
-	if err != nil {
-		return err
-	}
-	k.Facts, k.Modversions = dir, facts.Modversions
-	return nil
 }

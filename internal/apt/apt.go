@@ -292,7 +292,8 @@ func (i Inside) Clean(ctx context.Context) error {
 // A Candidate is a version of a package that the repositories have.
 type Candidate struct {
 	Name, Version, Architecture string
-	Depends                     string
+	Depends, Provides           string
+	Description                 string
 	SHA256                      string
 	Source, SourceVersion       string
 }
@@ -318,7 +319,8 @@ func (i Inside) Show(ctx context.Context, names ...string) (map[string][]Candida
 			}
 			c := Candidate{
 				Name: s.Get("Package"), Version: s.Get("Version"), Architecture: s.Get("Architecture"),
-				Depends: s.Get("Depends"), SHA256: s.Get("SHA256"),
+				Depends: s.Get("Depends"), Provides: s.Get("Provides"), SHA256: s.Get("SHA256"),
+				Description: s.Get("Description"),
 			}
 			c.Source, c.SourceVersion = SourceOf(s)
 			if c.SHA256 == "" {
@@ -391,6 +393,52 @@ func (i Inside) Files(ctx context.Context, name string) ([]string, error) {
 		return nil, err
 	}
 	return strings.Split(strings.TrimRight(string(out), "\n"), "\n"), nil
+}
+
+// An Owner is an installed package that ships a file.
+type Owner struct{ Path, Package string }
+
+// Owners lists the files of installed packages that fit one of the patterns, which
+// are those of dpkg-query --search: absolute, with the shell's wildcards.
+func (i Inside) Owners(ctx context.Context, patterns ...string) ([]Owner, error) {
+	out, err := i.Output(ctx, append([]string{"dpkg-query", "--search"}, patterns...)...)
+	var exit *sandbox.ExitError
+	if errors.As(err, &exit) && exit.Code == 1 { // one of the patterns fits nothing
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var owners []Owner
+	for line := range strings.Lines(string(out)) {
+		packages, path, ok := strings.Cut(strings.TrimRight(line, "\n"), ": ")
+		if !ok || strings.HasPrefix(line, "diversion by ") {
+			continue
+		}
+		for name := range strings.SplitSeq(packages, ", ") {
+			name, _, _ = strings.Cut(name, ":") // of an architecture
+			owners = append(owners, Owner{path, name})
+		}
+	}
+	return owners, nil
+}
+
+// Providers lists the packages of the repositories that provide name, sorted.
+func (i Inside) Providers(ctx context.Context, name string) ([]string, error) {
+	out, err := i.Output(ctx, "apt-cache", "showpkg", name)
+	var exit *sandbox.ExitError
+	if err != nil && !errors.As(err, &exit) { // an unknown name is exit 100 for some versions
+		return nil, err
+	}
+	_, list, _ := strings.Cut(string(out), "\nReverse Provides: \n")
+	var names []string
+	for line := range strings.Lines(list) {
+		if provider, _, ok := strings.Cut(line, " "); ok {
+			names = append(names, provider)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // Installed returns the versions of all installed packages by name.

@@ -256,7 +256,7 @@ func TestInside(t *testing.T) {
 	var log bytes.Buffer
 	i.Log = &log
 	packages := pack("a-dkms", "1.0-1", "Depends: dkms\n") + pack("a-dkms", "1.0-1+deb12u1", "Source: a (1.0-1)\n") + pack("a-dkms", "1.0-1~bpo1", "") +
-		pack("b-dkms", "2", "Depends: nothing-has-this\n") + pack("ab", "1", "")
+		pack("b-dkms", "2", "Depends: nothing-has-this\nProvides: virtual (= 2)\n") + pack("ab", "1", "Provides: other, virtual\n")
 	writeFile(t, filepath.Join(dir, "repo/dists/one/main/binary-amd64/Packages"), packages)
 	writeFile(t, filepath.Join(dir, "repo/dists/one/Release"), release("", "main/binary-amd64/Packages", packages))
 	writeFile(t, filepath.Join(dir, "etc/sources.list"), "deb [trusted=yes] file:/tmp/apt/repo one main\n")
@@ -273,15 +273,21 @@ func TestInside(t *testing.T) {
 	digest := fmt.Sprintf("%064d", 1)
 	assert.DeepEqual(t, found, map[string][]Candidate{
 		"a-dkms": {
-			{Name: "a-dkms", Version: "1.0-1+deb12u1", Architecture: "amd64", SHA256: digest, Source: "a", SourceVersion: "1.0-1"},
-			{Name: "a-dkms", Version: "1.0-1", Architecture: "amd64", Depends: "dkms", SHA256: digest, Source: "a-dkms", SourceVersion: "1.0-1"},
-			{Name: "a-dkms", Version: "1.0-1~bpo1", Architecture: "amd64", SHA256: digest, Source: "a-dkms", SourceVersion: "1.0-1~bpo1"},
+			{Name: "a-dkms", Version: "1.0-1+deb12u1", Architecture: "amd64", Description: "x", SHA256: digest, Source: "a", SourceVersion: "1.0-1"},
+			{Name: "a-dkms", Version: "1.0-1", Architecture: "amd64", Depends: "dkms", Description: "x", SHA256: digest, Source: "a-dkms", SourceVersion: "1.0-1"},
+			{Name: "a-dkms", Version: "1.0-1~bpo1", Architecture: "amd64", Description: "x", SHA256: digest, Source: "a-dkms", SourceVersion: "1.0-1~bpo1"},
 		},
-		"b-dkms": {{Name: "b-dkms", Version: "2", Architecture: "amd64", Depends: "nothing-has-this", SHA256: digest, Source: "b-dkms", SourceVersion: "2"}},
+		"b-dkms": {{Name: "b-dkms", Version: "2", Architecture: "amd64", Depends: "nothing-has-this", Provides: "virtual (= 2)", Description: "x", SHA256: digest, Source: "b-dkms", SourceVersion: "2"}},
 	})
 	none, err := i.Show(t.Context(), "no-such")
 	assert.NilError(t, err)
 	assert.Equal(t, len(none), 0)
+
+	for name, want := range map[string]string{"virtual": "ab b-dkms", "a-dkms": "", "no-such": ""} {
+		providers, err := i.Providers(t.Context(), name)
+		assert.NilError(t, err)
+		assert.Equal(t, strings.Join(providers, " "), want)
+	}
 
 	preferred, err := i.Preferred(t.Context(), "a-dkms", "b-dkms", "no-such")
 	assert.NilError(t, err)
@@ -392,6 +398,12 @@ func TestInstalled(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Assert(t, installed["dpkg"] != "")
 	assert.Equal(t, installed["no-such-package"], "")
+	owners, err := i.Owners(t.Context(), "/usr/bin/dpkg", "/usr/bin/dpkg-q*", "/no/such/*")
+	assert.NilError(t, err)
+	assert.DeepEqual(t, owners, []Owner{{"/usr/bin/dpkg", "dpkg"}, {"/usr/bin/dpkg-query", "dpkg"}})
+	owners, err = i.Owners(t.Context(), "/no/such/*")
+	assert.NilError(t, err)
+	assert.Equal(t, len(owners), 0)
 	files, err := i.Files(t.Context(), "dpkg")
 	assert.NilError(t, err)
 	assert.Assert(t, strings.Contains("\n"+strings.Join(files, "\n")+"\n", "\n/usr/bin/dpkg\n"))

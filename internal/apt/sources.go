@@ -329,6 +329,9 @@ func ReadHost(ctx context.Context) (h Host, err error) {
 	if h.Sources, err = readHostSources(ctx); err != nil {
 		return h, err
 	}
+	if err := keepUnchecked(ctx, h.Sources); err != nil {
+		return h, err
+	}
 	targets, err := output(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)\t$(RELEASE)\t$(ORIGIN)", "Created-By: Packages")
 	if err != nil {
 		return h, err
@@ -357,6 +360,27 @@ func ReadHost(ctx context.Context) (h Host, err error) {
 		}
 	}
 	return h, nil
+}
+
+// keepUnchecked gives the sources what the host's configuration says for all: one
+// that reads a frozen mirror does not check how old it is.
+func keepUnchecked(ctx context.Context, sources []Source) error {
+	out, err := output(ctx, "apt-config", "shell", "Check-Valid-Until", "Acquire::Check-Valid-Until/b", "Check-Date", "Acquire::Check-Date/b")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(out) {
+		option, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if strings.Trim(value, "'") != "false" {
+			continue
+		}
+		for i, s := range sources {
+			if s.Options[option] == "" {
+				sources[i] = s.With(option, "no")
+			}
+		}
+	}
+	return nil
 }
 
 // firstMirror is the first of a list of mirrors, apt-transport-mirror(1).

@@ -584,6 +584,18 @@ func TestReadHost(t *testing.T) {
 	assert.ErrorContains(t, err, file("sources.list.d/z.list"))
 }
 
+// A host that reads a frozen mirror says so in its configuration.
+func TestReadHostUnchecked(t *testing.T) {
+	dir, conf := aptHome(t, "")
+	t.Setenv("APT_CONFIG", conf)
+	writeFile(t, filepath.Join(dir, "etc/sources.list"), "deb http://example.org/a one main\ndeb [check-valid-until=yes] http://example.org/a two main\n")
+	writeFile(t, filepath.Join(dir, "etc/apt.conf.d/frozen"), "Acquire::Check-Valid-Until \"0\";\n")
+	h, err := ReadHost(t.Context())
+	assert.NilError(t, err)
+	assert.DeepEqual(t, h.Sources[0].Options, opts{"Check-Valid-Until": "no"})
+	assert.DeepEqual(t, h.Sources[1].Options, opts{"Check-Valid-Until": "yes"})
+}
+
 func TestReadHostWithoutSources(t *testing.T) {
 	dir, conf := aptHome(t, "")
 	t.Setenv("APT_CONFIG", conf)

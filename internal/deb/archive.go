@@ -19,7 +19,7 @@ const (
 	maxControlTar = 32 << 20 // bytes of control.tar, unpacked
 	maxWindow     = 128 << 20
 	maxDict       = 64 << 20 // the dictionary of xz -9, the largest of xz's presets
-	maxMembers    = 64 // of the ar file, up to data.tar
+	maxMembers    = 64       // of the ar file, up to data.tar
 )
 
 // Archive is an opened .deb.
@@ -218,7 +218,7 @@ func (a *Archive) Data() (*tar.Reader, io.Closer, error) {
 
 // Readers cost far more to make than most control.tars to read.
 var (
-	gzipReaders  = sync.Pool{New: func() any { return new(gzip.Reader) }}
+	gzipReaders = sync.Pool{New: func() any { return new(gzip.Reader) }}
 	// Their dictionaries stay as large as any that a package announced, but only
 	// as much of them is touched as is unpacked.
 	xzReaders = sync.Pool{New: func() any {

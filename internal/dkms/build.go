@@ -44,6 +44,7 @@ const (
 type Result struct {
 	Outcome Outcome
 	Reason  string // in one line, when it was not built
+	Missing string // the packages of the function, separated by blanks
 }
 
 // ErrTimeout is the cause of a build that took too long.
@@ -104,11 +105,11 @@ func Build(ctx context.Context, b BuildSpec) (res Result, err error) {
 		if reason == "" {
 			reason = fmt.Sprintf("dkms build ended with exit status %d and made no module", code)
 		}
-		return Result{Outcome: OutcomeFailed, Reason: reason}, nil
+		return Result{Outcome: OutcomeFailed, Reason: reason, Missing: strings.Join(Missing(reason, string(makeLog), out.String()), " ")}, nil
 	}
 	if code != 0 {
 		reason := Reason(string(makeLog), out.String())
-		return Result{Outcome: OutcomeFailed, Reason: fmt.Sprintf("dkms build made %s, but ended with exit status %d: %s", strings.Join(made, ", "), code, reason)}, nil
+		return Result{Outcome: OutcomeFailed, Missing: strings.Join(Missing(reason, string(makeLog), out.String()), " "), Reason: fmt.Sprintf("dkms build made %s, but ended with exit status %d: %s", strings.Join(made, ", "), code, reason)}, nil
 	}
 
 	fmt.Fprintln(log)

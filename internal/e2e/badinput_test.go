@@ -73,6 +73,7 @@ func TestBadRepositories(t *testing.T) {
 		},
 		{"malformed repository", []string{"--repo", "http://example.org bookworm main"}, nil, 2, []string{"error: ", "hint: write it as 'deb "}},
 		{"malformed kernel", []string{"--kver", "../../etc"}, nil, 2, []string{"error: ", "--kver"}},
+		{"new kernels, and nothing to tell which", []string{"--kver", "new"}, nil, 2, []string{"error: --out-dir is required with --kver new: "}},
 		{"unknown flag", []string{"--kvers", "6.1"}, nil, 2, []string{"error: ", "unknown flag --kvers", "hint: mkchroot -h"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -75,6 +75,8 @@ func TestFrontEndUsage(t *testing.T) {
 		{[]string{"--help=yes"}, "--help takes no value"},
 		{[]string{"--version="}, "--version takes no value"},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--timeout", "soon"}, "--timeout"},
+		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--build-package", "libelf-dev", "./libssl-dev.deb"}, `--build-package "./libssl-dev.deb": not the name of a package`},
+		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--kver", "new", "--keep-kernels", "-1"}, "--keep-kernels"},
 		{[]string{"--dkms", "/nonexistent/x.deb", "--out-dir", out}, "no such file"},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--config", "/nonexistent"}, "/nonexistent"},
 	} {

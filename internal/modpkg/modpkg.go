@@ -31,6 +31,7 @@ type Spec struct {
 
 	Kernel          string    // as uname -r prints it
 	KernelVersion   string    // the version of its packages, "" if unknown
+	Images          []Image   // the packages that ship the kernel, empty if unknown
 	BuiltUsing      []string  // source packages, as "linux (= 6.1.192-2)"
 	Modversions     bool      // the kernel checks symbols by CRC
 	ModulesPrefix   string    // "/lib/modules" or "/usr/lib/modules"
@@ -44,6 +45,9 @@ type Spec struct {
 	Changelog       []byte    // the -dkms package's, may be empty
 	Time            time.Time // of all files
 }
+
+// An Image is a package that ships a kernel.
+type Image struct{ Name, Version string }
 
 // ImageDependencies are the relations that a package can have to the package of
 // its kernel. Images that bring their kernel otherwise want a weaker one.
@@ -62,14 +66,14 @@ func (s Spec) base() string {
 
 // Name is the name of the package.
 func (s Spec) Name() string {
-	return s.base() + "-" + s.kernelName()
+	return s.base() + "-" + KernelName(s.Kernel)
 }
 
-// kernelName is the release as it stands in packages' names, where there are
-// neither capitals nor underscores: Debian and the kernel's own deb-pkg write
+// KernelName is a kernel's release as it stands in packages' names, where there
+// are neither capitals nor underscores: Debian and the kernel's own deb-pkg write
 // them so too.
-func (s Spec) kernelName() string {
-	return strings.ToLower(strings.ReplaceAll(s.Kernel, "_", "-"))
+func KernelName(release string) string {
+	return strings.ToLower(strings.ReplaceAll(release, "_", "-"))
 }
 
 var numberedPart = regexp.MustCompile(`^[0-9][0-9.]*`)
@@ -104,14 +108,18 @@ func upstreamVersion(v string) string {
 	return v
 }
 
-// images are the packages that ship the kernel, the usual one first. Debian and
-// Ubuntu name the unsigned one differently.
-func (s Spec) images() []string {
-	signed := "linux-image-" + s.kernelName()
-	if s.Distribution == "ubuntu" {
-		return []string{signed, "linux-image-unsigned-" + s.kernelName()}
+// images are the packages that ship the kernel; where they are not known, those
+// with the usual names. Debian and Ubuntu name the unsigned one differently.
+func (s Spec) images() []Image {
+	if len(s.Images) > 0 {
+		return s.Images
 	}
-	return []string{signed, signed + "-unsigned"}
+	signed := "linux-image-" + KernelName(s.Kernel)
+	unsigned := signed + "-unsigned"
+	if s.Distribution == "ubuntu" {
+		unsigned = "linux-image-unsigned-" + KernelName(s.Kernel)
+	}
+	return []Image{{signed, s.KernelVersion}, {unsigned, s.KernelVersion}}
 }
 
 // image is the relation to the kernel's package: to its exact version where
@@ -119,10 +127,11 @@ func (s Spec) images() []string {
 func (s Spec) image() string {
 	var alternatives []string
 	for _, image := range s.images() {
-		if !s.Modversions && s.KernelVersion != "" {
-			image += " (= " + s.KernelVersion + ")"
+		text := image.Name
+		if !s.Modversions && image.Version != "" {
+			text += " (= " + image.Version + ")"
 		}
-		alternatives = append(alternatives, image)
+		alternatives = append(alternatives, text)
 	}
 	return strings.Join(alternatives, " | ")
 }

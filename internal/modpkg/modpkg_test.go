@@ -149,6 +149,18 @@ func TestDepends(t *testing.T) {
 			"linux-image-5.15.0-91-generic (= 5.15.0-91.101) | linux-image-unsigned-5.15.0-91-generic (= 5.15.0-91.101)",
 		},
 		{
+			"under their real names", with(base, func(s *Spec) {
+				s.Images = []Image{{"proxmox-kernel-6.8.12-1-pve-signed", "6.8.12-1"}, {"proxmox-kernel-6.8.12-1-pve", "6.8.12-2"}}
+			}),
+			"proxmox-kernel-6.8.12-1-pve-signed | proxmox-kernel-6.8.12-1-pve",
+		},
+		{
+			"each with its own version", with(base, func(s *Spec) {
+				s.Images, s.Modversions = []Image{{"proxmox-kernel-6.8.12-1-pve-signed", "6.8.12-1"}, {"proxmox-kernel-6.8.12-1-pve", "6.8.12-2"}}, false
+			}),
+			"proxmox-kernel-6.8.12-1-pve-signed (= 6.8.12-1) | proxmox-kernel-6.8.12-1-pve (= 6.8.12-2)",
+		},
+		{
 			"no version known", with(base, func(s *Spec) { s.Modversions, s.KernelVersion = false, "" }),
 			"linux-image-6.1.0-56-amd64 | linux-image-6.1.0-56-amd64-unsigned",
 		},

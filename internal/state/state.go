@@ -24,7 +24,8 @@ type Document struct {
 	Kernels  []Kernel  `json:"kernels,omitempty"`
 	Packages []Package `json:"packages,omitempty"`
 	Builds   []Build   `json:"builds,omitempty"`
-	OutDir   string    `json:"out_dir,omitempty"` // where the packages go
+	Tools    []string  `json:"build_packages,omitempty"` // packages that builds need beside what is declared, as asked for
+	OutDir   string    `json:"out_dir,omitempty"`        // where the packages go
 	Debs     []Deb     `json:"debs,omitempty"`
 	Index    *Index    `json:"index,omitempty"`
 	Error    *Error    `json:"error,omitempty"`
@@ -67,30 +68,40 @@ func (t *Tree) Directories() []string {
 
 // A Kernel is a kernel to build for.
 type Kernel struct {
-	Release       string `json:"release"`                  // as uname -r prints it
-	Flavour       string `json:"flavour,omitempty"`        // of the header metapackage that led to it
-	Requested     bool   `json:"requested"`                // named by --kver
-	Headers       string `json:"headers_package"`          // e.g. linux-headers-6.1.0-56-amd64
-	Version       string `json:"package_version"`          // of the headers package
-	Source        string `json:"source,omitempty"`         // its source package, as "linux (= 6.1.192-2)"
-	Layer         string `json:"layer,omitempty"`          // name of its layer in the tree
-	Modversions   bool   `json:"modversions"`              // CONFIG_MODVERSIONS
-	ModulesPrefix string `json:"modules_prefix,omitempty"` // "/lib/modules" or "/usr/lib/modules"
-	Facts         string `json:"facts,omitempty"`          // directory with its configuration and Module.symvers
+	Release       string  `json:"release"`                  // as uname -r prints it
+	Flavour       string  `json:"flavour,omitempty"`        // of the header metapackage that led to it
+	Requested     bool    `json:"requested"`                // named by --kver
+	Headers       string  `json:"headers_package"`          // e.g. linux-headers-6.1.0-56-amd64
+	Version       string  `json:"package_version"`          // of the headers package
+	Source        string  `json:"source,omitempty"`         // its source package, as "linux (= 6.1.192-2)"
+	Images        []Image `json:"images,omitempty"`         // packages that ship the kernel, the usual one first
+	Layer         string  `json:"layer,omitempty"`          // name of its layer in the tree
+	Modversions   bool    `json:"modversions"`              // CONFIG_MODVERSIONS
+	ModulesPrefix string  `json:"modules_prefix,omitempty"` // "/lib/modules" or "/usr/lib/modules"
+	Facts         string  `json:"facts,omitempty"`          // directory with its configuration and Module.symvers
+}
+
+// An Image is a package that ships a kernel itself, in the version that apt would
+// install.
+type Image struct {
+	Package string `json:"package"`
+	Version string `json:"version"`
 }
 
 // A Package is a DKMS package that was asked for.
 type Package struct {
-	Request string    `json:"request"`           // as given to --dkms
-	Name    string    `json:"name,omitempty"`    // Debian package, or the module of a source directory
-	Version string    `json:"version,omitempty"` // its version
-	Kind    string    `json:"kind,omitempty"`    // "archive", "deb" or "source"
-	Digest  string    `json:"digest,omitempty"`  // SHA-256 of the .deb or of the source directory's content
-	Source  string    `json:"source,omitempty"`  // its source package, as "v4l2loopback (= 0.12.7-2)"
-	Layer   string    `json:"layer,omitempty"`   // name of its layer in the tree
-	Doc     string    `json:"doc,omitempty"`     // directory with its copyright and changelog
-	Date    time.Time `json:"date,omitzero"`     // of the newest file of a source directory
-	Error   string    `json:"error,omitempty"`   // why it could not be installed
+	Request    string    `json:"request"`                  // as given to --dkms
+	Name       string    `json:"name,omitempty"`           // Debian package, or the module of a source directory
+	Version    string    `json:"version,omitempty"`        // its version
+	Kind       string    `json:"kind,omitempty"`           // "archive", "deb" or "source"
+	Digest     string    `json:"digest,omitempty"`         // SHA-256 of the .deb or of the source directory's content
+	Source     string    `json:"source,omitempty"`         // its source package, as "v4l2loopback (= 0.12.7-2)"
+	Layer      string    `json:"layer,omitempty"`          // name of its layer in the tree
+	Tools      []string  `json:"build_packages,omitempty"` // packages that were there for its builds, as "libelf-dev (= 0.188-2.1)"
+	ToolsLayer string    `json:"build_layer,omitempty"`    // name of the layer with these
+	Doc        string    `json:"doc,omitempty"`            // directory with its copyright and changelog
+	Date       time.Time `json:"date,omitzero"`            // of the newest file of a source directory
+	Error      string    `json:"error,omitempty"`          // why it could not be installed
 }
 
 // Kinds of package.
@@ -109,6 +120,7 @@ type Build struct {
 	Kernel         string    `json:"kernel"`
 	Status         string    `json:"status"`
 	Reason         string    `json:"reason,omitempty"`         // why it was skipped or failed, in one line
+	Hint           string    `json:"hint,omitempty"`           // what to do about a failure
 	Stage          string    `json:"stage,omitempty"`          // that found the failure
 	Log            string    `json:"log,omitempty"`            // the whole log
 	Archive        string    `json:"archive,omitempty"`        // made by dkms mktarball
