@@ -51,7 +51,7 @@ func makeDeb(t *testing.T, dir, root, name, version, more string, scripts map[st
 	return path
 }
 
-// ownHeaders makes a package as the kernel's own deb-pkg does, of the headers of
+// ownHeaders makes a package laid out as by the kernel's own deb-pkg, of the headers of
 // the shared tree under another release: modules are really built for that one.
 func ownHeaders(t *testing.T, dir, release, version, needs string) {
 	t.Helper()
@@ -190,6 +190,7 @@ func TestDebPkg(t *testing.T) {
 	tree, err := rootfs.Open(shared.doc.Tree.Path)
 	assert.NilError(t, err)
 	assert.NilError(t, tree.Use())
+	defer tree.Close()
 	const layer = "test-debpkg"
 	err = tree.MakeLayer(t.Context(), rootfs.LayerSpec{
 		Name: layer, On: []string{shared.doc.Tree.Base},
@@ -201,7 +202,7 @@ func TestDebPkg(t *testing.T) {
 			}
 			_, err = inside.Output(t.Context(), "sh", "-ec", `mkdir /build; cd /build; tar -xf /usr/src/linux-source-*.tar.xz --strip-components=1
 				make -s tinyconfig
-				scripts/config -e 64BIT -e MODULES -e MODULE_UNLOAD -e MODVERSIONS -e PRINTK -d LOCALVERSION_AUTO --set-str LOCALVERSION -Own_1
+				scripts/config -e 64BIT -e MODULES -e MODULE_UNLOAD -e MODVERSIONS -e PRINTK -d LOCALVERSION_AUTO --set-str LOCALVERSION -own1
 				make -s olddefconfig
 				make -s -j"$(nproc)" bindeb-pkg KDEB_PKGVERSION=7 >make.log 2>&1 || { tail -n 50 make.log >&2; exit 1; }`)
 			return err
@@ -211,10 +212,9 @@ func TestDebPkg(t *testing.T) {
 	dir := t.TempDir()
 	mustRun(t, "sh", "-c", `cp "$1"/linux-headers-*.deb "$1"/linux-image-*.deb "$2"`, "sh", tree.LayerPath(layer), dir)
 	assert.NilError(t, tree.RemoveLayer(layer))
-	assert.NilError(t, tree.Close())
 	image := debFiles(t, dir)[1]
 	name, _, _ := strings.Cut(filepath.Base(image), "_")
-	release := strings.Replace(strings.TrimPrefix(name, "linux-image-"), "-own-1", "-Own_1", 1)
+	release := strings.TrimPrefix(name, "linux-image-")
 	r := command{name: "mkchroot", args: append([]string{"--work-dir", t.TempDir(), "--kver", release}, withArchive(t, dir)...)}.run(t).mustExit(t, 0)
 	made := r.doc.Tree.Path
 	t.Cleanup(func() { mustRun(t, filepath.Join(bin, "rmchroot"), made) })

@@ -70,8 +70,8 @@ func (s Spec) Name() string {
 }
 
 // KernelName is a kernel's release as it stands in packages' names, where there
-// are neither capitals nor underscores: Debian and the kernel's own deb-pkg write
-// them so too.
+// are neither capitals nor underscores (Policy 5.6.7): Debian writes them so too. The
+// kernel's own deb-pkg writes them as they are, which dpkg refuses.
 func KernelName(release string) string {
 	return strings.ToLower(strings.ReplaceAll(release, "_", "-"))
 }
