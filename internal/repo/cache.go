@@ -9,11 +9,13 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
+	"strings"
 )
 
 // The cache holds what was read of each .deb, by the path and identity of its
-// file. It is one file: cacheMagic, a record for each .deb in the order of their
-// paths, and the CRC-32C of all that. A record is a row of varints and of
+// file. It is one file: cacheMagic, a record for each .deb in any order, and the
+// CRC-32C of all that. A record is a row of varints and of
 // strings with their length before them. Whatever is not exactly so, or of
 // another version, counts as no cache.
 const (
@@ -108,7 +110,10 @@ func openCache(path string) cached {
 		return cached{}
 	}
 	c := cached{file: f}
-	if readCache(f, func(e entry) { c.entries = append(c.entries, e) }) != nil {
+	err = readCache(f, func(e entry) { c.entries = append(c.entries, e) })
+	slices.SortFunc(c.entries, func(a, b entry) int { return strings.Compare(a.path, b.path) })
+	twice := func(a, b entry) bool { return a.path == b.path }
+	if err != nil || len(slices.CompactFunc(c.entries, twice)) < len(c.entries) {
 		_ = f.Close() // it is made anew
 		return cached{}
 	}
@@ -138,7 +143,7 @@ func readCache(f *os.File, yield func(entry)) error {
 	if magic := r.bytes(len(cacheMagic)); r.err != nil || string(magic) != cacheMagic {
 		return errCache
 	}
-	for last := ""; r.n < end && r.err == nil; {
+	for r.n < end && r.err == nil {
 		e := entry{
 			path:    r.str(),
 			id:      identity{r.varint(), r.varint(), r.varint(), r.uvarint()},
@@ -148,10 +153,6 @@ func readCache(f *os.File, yield func(entry)) error {
 		e.offset = r.n
 		r.skip(e.length)
 		if r.err == nil {
-			if e.path <= last {
-				return errCache
-			}
-			last = e.path
 			yield(e)
 		}
 	}

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"dkms2bin/internal/deb"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -24,7 +26,11 @@ type collection struct {
 	windowAt  int64
 }
 
-const windowSize = 256 << 10
+const (
+	large      = 4 << 20 // bytes of a .deb
+	windowSize = 256 << 10
+	near       = 4 << 10 // more than there is between two stanzas
+)
 
 // racy is how long after a change a file is not trusted to be known by its
 // identity: a second change within the same tick of the file system's clock
@@ -97,15 +103,19 @@ func (c *collection) close() error {
 	return err
 }
 
-// stanza returns the stanza of e, which is valid until the next call. Entries
-// are mostly asked for in the order of the file: it is read in larger pieces.
+// stanza returns the stanza of e, which is valid until the next call. Where one
+// follows the other in the file, it is read in larger pieces.
 func (c *collection) stanza(e *entry) ([]byte, error) {
 	at := e.offset - c.windowAt
 	if at < 0 || at+int64(e.length) > int64(len(c.window)) {
-		if c.window = c.window[:cap(c.window)]; len(c.window) < max(e.length, windowSize) {
-			c.window = make([]byte, max(e.length, windowSize))
+		size := e.length
+		if at >= 0 && at < int64(len(c.window))+near {
+			size = max(size, windowSize)
 		}
-		n, err := c.file.ReadAt(c.window, e.offset)
+		if cap(c.window) < size {
+			c.window = make([]byte, size)
+		}
+		n, err := c.file.ReadAt(c.window[:size], e.offset)
 		c.window, c.windowAt, at = c.window[:n], e.offset, 0
 		if n < e.length {
 			return nil, err
@@ -116,82 +126,74 @@ func (c *collection) stanza(e *entry) ([]byte, error) {
 
 // A result is an entry on its way from a worker to the one who writes.
 type result struct {
+	index  int
 	entry  entry
 	stanza []byte
 	err    error // the whole run fails
 }
 
-// readAll calls done for each entry in turn, whether known or read now. As many
-// .debs are read at a time as there are cores, and few are waiting to be
-// written.
+// readAll calls done for each entry: first for those that are known, then for
+// those that are read now, as they come. As many .debs are read at a time as
+// there are cores, the large ones first, so that all cores have work to the end.
 func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done func(*entry, []byte) error) error {
 	ctx, cancel := context.WithCancel(ctx)
-	type job struct {
-		file found
-		out  chan result
+	var unknown []int
+	for i := range files {
+		if c.entries[i].path == "" {
+			unknown = append(unknown, i)
+		}
 	}
-	workers := runtime.GOMAXPROCS(0)
-	jobs := make(chan job)
-	order := make(chan chan result, 8*workers)
+	slices.SortStableFunc(unknown, func(a, b int) int { return cmp.Compare(files[b].id.size/large, files[a].id.size/large) })
+	jobs := make(chan int)
+	results := make(chan result, 16)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	for range workers {
+	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			buf := make([]byte, 128<<10)
-			for j := range jobs {
-				j.out <- r.readDeb(ctx, j.file, buf)
+			for i := range jobs {
+				res := r.readDeb(ctx, files[i], buf)
+				res.index = i
+				select {
+				case results <- res:
+				case <-ctx.Done():
+				}
 			}
 		})
 	}
-	unknown := make([]bool, len(files))
-	for i := range files {
-		unknown[i] = c.entries[i].path == ""
-	}
 	wg.Go(func() {
-		defer close(order)
 		defer close(jobs)
-		for i := range files {
-			if !unknown[i] {
-				continue
-			}
-			out := make(chan result, 1)
+		for _, i := range unknown {
 			select {
-			case order <- out:
-			case <-ctx.Done():
-				return
-			}
-			select {
-			case jobs <- job{files[i], out}:
+			case jobs <- i:
 			case <-ctx.Done():
 				return
 			}
 		}
 	})
 	for i := range files {
-		if !unknown[i] {
-			stanza, err := c.stanza(&c.entries[i])
-			if err != nil {
-				return err
-			}
-			if err := done(&c.entries[i], stanza); err != nil {
-				return err
-			}
+		if c.entries[i].path == "" {
 			continue
 		}
-		out, ok := <-order
-		if !ok {
-			return ctx.Err()
+		stanza, err := c.stanza(&c.entries[i])
+		if err != nil {
+			return err
 		}
+		if err := done(&c.entries[i], stanza); err != nil {
+			return err
+		}
+	}
+	for range unknown {
 		select {
-		case res := <-out:
+		case res := <-results:
 			if res.err != nil {
 				return res.err
 			}
 			if err := done(&res.entry, res.stanza); err != nil {
 				return err
 			}
-			c.entries[i] = res.entry
+			c.entries[res.index] = res.entry
 		case <-ctx.Done():
 			return ctx.Err()
 		}
