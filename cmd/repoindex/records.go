@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/repo"
 	"dkms2bin/internal/state"
@@ -76,11 +77,14 @@ func previous(dir string) (_ *status.Status, err error) {
 		return nil, err
 	}
 	defer f.Close() // read only
-	text, err := io.ReadAll(io.LimitReader(f, maxStatus))
-	if err != nil {
+	var text bytes.Buffer
+	if info, err := f.Stat(); err == nil {
+		text.Grow(int(min(info.Size(), maxStatus)) + bytes.MinRead)
+	}
+	if _, err := text.ReadFrom(io.LimitReader(f, maxStatus)); err != nil {
 		return nil, err
 	}
-	s, err := status.ParseRecords(text)
+	s, err := status.ParseRecords(text.Bytes())
 	if err != nil {
 		return nil, diag.WithHint(fmt.Errorf("%s: %w", path, err), "the packages are indexed; move that file away, and the records of builds begin anew")
 	}

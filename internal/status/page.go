@@ -44,7 +44,9 @@ const (
 
 // Page gives index.html: one file that needs no other, for any browser.
 func (s *Status) Page() ([]byte, error) {
+	const perCell = 256 // bytes, to begin with
 	var buf bytes.Buffer
+	buf.Grow((len(s.Records) + len(s.Packages)) * perCell)
 	if err := pageTemplate.Execute(&buf, s.page()); err != nil {
 		return nil, fmt.Errorf("cannot make the page: %w", err)
 	}

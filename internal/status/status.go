@@ -178,7 +178,9 @@ func (s *Status) Encode() ([]byte, error) {
 		}
 		return cmp.Compare(fmt.Sprintf("%q", a), fmt.Sprintf("%q", b))
 	})
+	const perLine = 256 // bytes, to begin with
 	var e encoder
+	e.buf.Grow((len(sorted.Records) + len(sorted.Packages)) * perLine)
 	e.raw(`{"version":`)
 	e.value(sorted.Version)
 	e.raw(`,"repository":`)
