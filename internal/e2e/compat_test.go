@@ -12,17 +12,9 @@ import (
 	"gotest.tools/v3/assert"
 )
 
-// TestCompat builds a sample beside plain apt and dkms; in the nightly run every
-// -dkms package of every suite.
+// TestCompat builds a sample beside plain apt and dkms; scripts/test nightly builds
+// all there is.
 func TestCompat(t *testing.T) {
-	if os.Getenv("DKMS2BIN_NIGHTLY") != "" {
-		for _, suite := range []string{"bullseye", "bookworm", "bookworm-backports", "trixie", "sid"} {
-			t.Run(suite, func(t *testing.T) {
-				mustRun(t, filepath.Join(scripts, "compat"), "--suite", suite, "--all")
-			})
-		}
-		return
-	}
 	document := filepath.Join(t.TempDir(), "1.json")
 	assert.NilError(t, os.WriteFile(document, sharedTree(t), 0o644))
 	r := command{name: "compat", args: []string{"--tree", document, "--json", "--sample"}}.run(t).mustExit(t, 0)
