@@ -28,7 +28,7 @@ func records(doc *state.Document, dir string) []status.Record {
 	for _, b := range doc.Builds {
 		r := status.Record{
 			Architecture: doc.Tree.Architecture, Package: b.Package, PackageVersion: b.PackageVersion,
-			Module: b.Module, ModuleVersion: b.ModuleVersion, Kernel: b.Kernel, Status: b.Status, Reason: b.Reason,
+			Module: b.Module, ModuleVersion: b.ModuleVersion, Kernel: b.Kernel, Status: b.Status, Reason: b.Reason, Hint: b.Hint,
 			Stage: b.Stage, Log: below(dir, b.Log), Date: b.Started, Seconds: b.Seconds,
 		}
 		if filepath.IsAbs(r.Package) {

@@ -31,13 +31,15 @@ func sample() *Status {
 			Kernel: kernel, Status: status, Reason: reason, Date: day, Seconds: 61, Log: "logs/" + module + "-" + kernel + ".log",
 		}
 	}
+	helped := record("hello-dkms", "1-1", "hello_acpi", "6.1.0-10-amd64", Failed, "error: no such thing")
+	helped.Hint = "--build-package thing-dev"
 	named := record("zfs-dkms", "2.1-1", "zfs", "6.1.0-9-amd64", Built, "")
 	named.Debs = []string{"named.deb", "gone.deb"}
 	s.Merge([]Record{
 		record("zfs-dkms", "2.1-1", "zfs", "6.1.0-10-amd64", Built, ""), named,
 		record("zfs-dkms", "2.0-1", "zfs", "6.1.0-9-amd64", Built, ""),
 		record("zfs-dkms", "2.1-1", "zfs", "6.12.1-cloud-amd64", Skipped, "BUILD_EXCLUSIVE"),
-		record("hello-dkms", "1-1", "hello_acpi", "6.1.0-10-amd64", Failed, "error: no such thing"),
+		helped,
 		record("broken-dkms", "", "", "6.1.0-10-amd64", Failed, "cannot install it"),
 		{Architecture: "arm64", Package: "zfs-dkms", PackageVersion: "2.1-1", Module: "zfs", Kernel: "6.1.0-10-arm64", Status: Built},
 	})
@@ -55,7 +57,7 @@ func hostile() *Status {
 		s.Repository.Description, s.Repository.Origin, s.Repository.URL, s.Repository.SignedBy = evil, evil, evil, evil
 		s.Records = append(s.Records, Record{
 			Architecture: evil, Package: evil, PackageVersion: evil, Module: evil, ModuleVersion: evil, Kernel: evil,
-			Status: Failed, Reason: evil, Stage: evil, Log: evil, Debs: []string{evil}, Date: day, Seconds: 1e300,
+			Status: Failed, Reason: evil, Hint: evil, Stage: evil, Log: evil, Debs: []string{evil}, Date: day, Seconds: 1e300,
 		})
 		s.Packages = append(s.Packages, Package{evil, evil, evil, evil, evil, evil}, Package{Name: evil, Version: evil, Filename: evil})
 	}
@@ -93,7 +95,7 @@ func TestPage(t *testing.T) {
 		// Totals: three modules for three kernels and one for one.
 		`<b>10</b> in all`, `<b>4</b> <span class="s built">`, `<b>2</b> <span class="s failed">`, `<b>1</b> <span class="s skipped">`, `<b>3</b> <span class="s untried">`,
 		// Details.
-		"<p>error: no such thing</p>", `1 failed, 1 built, 1 never tried`, "<time>2026-11-22</time> <i>61 s</i>",
+		"<p>error: no such thing</p>", `<p>Hint: --build-package thing-dev</p>`, `1 failed, 1 built, 1 never tried`, "<time>2026-11-22</time> <i>61 s</i>",
 		`<a href="zfs-modules-6.1.0-10-amd64_2.1-1%2B6.1.2.1_amd64.deb">package</a> <a href="logs/zfs-6.1.0-10-amd64.log">log</a>`,
 		`<a href="named.deb">package</a>`, `earlier: <span class="s built">built</span> 2.0 <time>2026-11-22</time> <i>61 s</i> <a href="older.deb">`,
 		`date unknown <a href="alone.deb">package</a>`, `<a href="meta.deb">zfs-modules-amd64 2.1</a>`,

@@ -52,6 +52,7 @@ type Record struct {
 	Kernel         string    `json:"kernel"` // as uname -r prints it
 	Status         string    `json:"status"`
 	Reason         string    `json:"reason,omitempty"` // why it was skipped or failed, in one line
+	Hint           string    `json:"hint,omitempty"`   // what to do about a failure
 	Stage          string    `json:"stage,omitempty"`  // the program that found the failure
 	Log            string    `json:"log,omitempty"`
 	Debs           []string  `json:"debs,omitempty"` // paths of the packages made of it
@@ -256,7 +257,7 @@ func compareRecords(a, b Record) int {
 		return c
 	}
 	rest := func(r Record) string {
-		return fmt.Sprintf("%q %v", append([]string{r.Status, r.Reason, r.Stage, r.Log}, r.Debs...), r.Seconds)
+		return fmt.Sprintf("%q %v", append([]string{r.Status, r.Reason, r.Hint, r.Stage, r.Log}, r.Debs...), r.Seconds)
 	}
 	return cmp.Compare(rest(a), rest(b))
 }
