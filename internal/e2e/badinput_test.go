@@ -172,7 +172,7 @@ func TestBadKernel(t *testing.T) {
 	t.Parallel()
 	work := t.TempDir()
 	wrong := strings.Replace(currentKernel(t, "amd64"), "-amd64", "9-amd64", 1)
-	r := command{name: "mkchroot", args: []string{"--work-dir", work, "--kver", wrong}}.run(t).
+	r := command{name: "mkchroot", args: []string{"--work-dir", work, "--base", sharedBase(t), "--kver", wrong}}.run(t).
 		mustExit(t, 1).mustSay(t, "no headers for the kernel "+wrong, "hint: the nearest that they have: ", currentKernel(t, "amd64"))
 	command{name: "rmchroot", stdin: r.raw}.run(t).mustExit(t, 1)
 	noTrees(t, work)

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -113,9 +114,9 @@ func TestOwnKernels(t *testing.T) {
 	}
 	makeDeb(t, dir, image, "linux-image-"+strings.ToLower(own), "6.1.192-7", "Source: linux-upstream\n", nil)
 	work := t.TempDir()
-	args := append([]string{"--work-dir", work}, withArchive(t, dir)...)
+	base := []string{"--work-dir", work, "--base", sharedBase(t)}
 
-	r := command{name: "mkchroot", args: append(args, "--kver", "new", own, bare, "--keep-kernels", "1", "--out-dir", out)}.run(t).mustExit(t, 0)
+	r := command{name: "mkchroot", args: append(slices.Concat(base, withArchive(t, dir)), "--kver", "new", own, bare, "--keep-kernels", "1", "--out-dir", out)}.run(t).mustExit(t, 0)
 	r.mustSay(t, "warning: no package is known that ships the kernel "+bare+" itself: the packages for it will only recommend linux-image-"+bare+"\n")
 	tree := r.doc.Tree.Path
 	t.Cleanup(func() { mustRun(t, filepath.Join(bin, "rmchroot"), tree) })
@@ -142,9 +143,9 @@ func TestOwnKernels(t *testing.T) {
 	}
 
 	// The next run finds nothing new, and ends well.
-	again := command{name: "dkms2bin", args: []string{
-		"--dkms", "bbswitch-dkms", "--out-dir", out, "--index", "--kver", "new", "--keep-kernels", "1", "--work-dir", work,
-	}}.run(t).mustExit(t, 0)
+	again := command{name: "dkms2bin", args: append(base,
+		"--dkms", "bbswitch-dkms", "--out-dir", out, "--index", "--kver", "new", "--keep-kernels", "1",
+	)}.run(t).mustExit(t, 0)
 	again.mustSay(t, "mkchroot: no kernel is new: all have packages in "+out+"\n", "dkmsbuild: there is no kernel to build for\n")
 	assert.Equal(t, len(debFiles(t, out)), 3)
 }

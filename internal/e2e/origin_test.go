@@ -149,6 +149,9 @@ func TestFuelSettings(t *testing.T) {
 // TestPriorities: what priorities say holds for base, headers and packages.
 func TestPriorities(t *testing.T) {
 	t.Parallel()
+	if os.Getenv("DKMS2BIN_NIGHTLY") == "" {
+		t.Skip("nightly only: TestFuelSettings has a priority, too")
+	}
 	base := sharedBase(t)
 	work := t.TempDir()
 	var args []string
