@@ -51,6 +51,12 @@ func checkDirectory(given string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	switch info, err := os.Stat(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", cli.Usagef("--repo %s: there is no such directory", given)
+	case err == nil && !info.IsDir():
+		return "", cli.Usagef("--repo %s: that is not a directory", given)
+	}
 	if _, err := os.Stat(filepath.Join(dir, "dists")); err == nil {
 		return "", diag.WithHint(cli.Usagef("--repo %s: that is a repository, not a directory of .debs", given), "write it as 'deb file:%s suite components'", dir)
 	}

@@ -23,7 +23,7 @@ func TestCheckRepositories(t *testing.T) {
 	assert.Equal(t, len(o.sources), 1)
 	assert.Equal(t, o.sources[0].Priority, 1001)
 	for given, want := range map[string]string{
-		dir + "/nothing": "no such file or directory", dir + "/none": "there is no .deb in it", dir + "/mirror": "that is a repository", "./nowhere": "no such file",
+		dir + "/nothing": dir + "/nothing: there is no such directory", dir + "/none": "there is no .deb in it", dir + "/mirror": "that is a repository", "./nowhere": "--repo ./nowhere: there is no such directory",
 		dir + "/debs/inner/a.deb": "not a directory", "http://example.org/": "its type is",
 	} {
 		assert.ErrorContains(t, (&options{repos: cli.List{given}}).checkRepositories(), want)

@@ -115,8 +115,9 @@ func (s Source) With(option, value string) Source {
 // unknown options.
 func ParseLine(line string) (Source, error) { return parseLine(line, false) }
 
-// priorityPattern is what fuel-bootstrap appends to an entry.
-var priorityPattern = regexp.MustCompile(`\s*,\s*([+-]?\d+)\s*$`)
+// priorityPattern is what fuel-bootstrap appends to an entry. No component and no
+// suite has a comma.
+var priorityPattern = regexp.MustCompile(`\s*,\s*([^\s,/]*)\s*$`)
 
 // cutPriority takes the priority off the end of an entry.
 func cutPriority(line string) (rest string, priority int, err error) {

@@ -92,6 +92,8 @@ func TestParseLineRefuses(t *testing.T) {
 		{"open bracket", "deb [trusted=yes http://example.org/ ./", "no closing bracket"},
 		{"unknown option", "deb [trusted=yes colour=red] http://example.org/ ./", `unknown option "colour=red"`},
 		{"priority that is none", "deb http://example.org/ ./,0", `the priority "0" is none of apt's`},
+		{"priority that is no number", "deb http://example.org/ bookworm main,high", `the priority "high" is none of apt's`},
+		{"nothing after the comma", "deb http://example.org/ bookworm main,", `the priority "" is none of apt's`},
 		{"priority that is too high", "deb http://example.org/ ./,32768", `the priority "32768" is none of apt's`},
 		{"option without a value", "deb [trusted] http://example.org/ ./", `unknown option "trusted"`},
 	}

@@ -185,7 +185,7 @@ func TestUbuntuNames(t *testing.T) {
 // kernel takes minutes to build.
 func TestDebPkg(t *testing.T) {
 	if os.Getenv("DKMS2BIN_NIGHTLY") == "" {
-		t.Skip("nightly")
+		t.Skip("nightly only: the kernel takes minutes to build")
 	}
 	sharedTree(t)
 	tree, err := rootfs.Open(shared.doc.Tree.Path)
