@@ -1,0 +1,106 @@
+# boot.sh: what the scripts with machines and images share. It is read by them,
+# not run. They set name, for messages.
+# shellcheck shell=sh
+
+say() { printf '%s: %s\n' "${name:?}" "$*" >&2; }
+
+# fail MESSAGE [HINT] ends the script.
+fail() {
+	say "error: $1"
+	[ -z "${2-}" ] || say "hint: $2"
+	exit 1
+}
+
+# need PROGRAM... looks for what is not on every host.
+need() {
+	for program; do
+		command -v "$program" >/dev/null || fail "there is no $program" "scripts/setup --tests installs what is missing"
+	done
+}
+
+child=''
+
+# run COMMAND... in the background, since a trap would otherwise wait for its end.
+run() {
+	"$@" &
+	child=$!
+	code=0
+	wait "$child" || code=$?
+	child=''
+	return $code
+}
+
+# begin DIRECTORY makes $work below it, which goes in the end, whatever happens,
+# with what run is running; at_end may do more.
+begin() {
+	work=$(mktemp -d "$1/dkms2bin-$name.XXXXXXXX")
+	trap finish EXIT
+	trap 'exit 130' HUP INT TERM
+}
+
+finish() {
+	code=$?
+	trap - EXIT
+	[ -z "$child" ] || {
+		kill "$child" 2>/dev/null || :
+		wait "$child" 2>/dev/null || :
+	}
+	at_end
+	rm -rf --one-file-system -- "$work"
+	exit $code
+}
+
+at_end() { :; }
+
+# host_codename prints the host's own suite.
+host_codename() { (. /etc/os-release && printf '%s\n' "${VERSION_CODENAME-}"); }
+
+# host_sources SUITE prints the distribution's repositories among those of the
+# host's apt, each in a line of sources.list, for this suite. Without signed-by:
+# mmdebstrap finds the distribution's keyring.
+host_sources() {
+	# shellcheck disable=SC2016 # apt expands it
+	apt-get indextargets --format '$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)' 'Created-By: Packages' |
+		awk -F '|' -v own="$(host_codename)" -v suite="$1" '
+			$1 !~ /^(Debian|Ubuntu)$/ { next }
+			$3 == own { pocket = "" }
+			index($3, own "-") == 1 { pocket = substr($3, length(own) + 1) }
+			$3 != own && (index($3, own "-") != 1 || suite != own && pocket !~ /^-(updates|security)$/) { next }
+			pocket != "" && suite ~ /^(sid|unstable|experimental)$/ { next }
+			!seen[$0]++ { print "deb", $2, suite pocket, $4 }'
+}
+
+# source_of REPOSITORY prints a line of sources.list for a directory, an address of
+# a flat repository, or such a line. Of a directory no signature is asked: whoever
+# can write there can sign, too.
+source_of() {
+	case $1 in
+	'deb '*) printf '%s\n' "$1" ;;
+	*://*) printf 'deb %s ./\n' "$1" ;;
+	*)
+		[ -f "$1/Packages" ] || fail "$1 is no repository: it has no file Packages" "repoindex $1 makes one of it"
+		printf 'deb [trusted=yes] copy:%s ./\n' "$(readlink -f -- "$1")"
+		;;
+	esac
+}
+
+# package_of NAME KVER prints the name of the binary package for a module.
+package_of() {
+	case $1 in
+	*-"$2") printf '%s\n' "$1" ;;
+	*) printf '%s-modules-%s\n' "$1" "$2" ;;
+	esac | tr '[:upper:]_' '[:lower:]-'
+}
+
+# vm SECONDS CONSOLE KERNEL INITRD APPEND [FLAG...] boots a machine that has two
+# serial lines at most, no display and no network but what flags add, and ends when
+# it is switched off, resets or panics; 124 says that the time was over. Only
+# emulation is right everywhere: /dev/kvm may be there and not work.
+vm() {
+	seconds=$1 console=$2 kernel=$3 initrd=$4 append=$5
+	shift 5
+	# shellcheck disable=SC2086 # several words
+	run timeout -k 10 "$seconds" ${DKMS2BIN_QEMU:-qemu-system-x86_64 -accel tcg -cpu max} -m 512 -smp 1 -no-reboot \
+		-nodefaults -display none -monitor none -nic none -serial "file:$console" \
+		-kernel "$kernel" -initrd "$initrd" -append "console=ttyS0 panic=-1 $append" "$@" </dev/null >&2
+}
