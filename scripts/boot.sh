@@ -104,3 +104,36 @@ vm() {
 		-nodefaults -display none -monitor none -nic none -serial "file:$console" \
 		-kernel "$kernel" -initrd "$initrd" -append "console=ttyS0 panic=-1 $append" "$@" </dev/null >&2
 }
+
+# What a bootstrap image has besides its kernel, live-boot and modules; it is what
+# Fuel's has, as far as Debian has it.
+bootstrap_packages='live-boot live-boot-initramfs-tools wget systemd-sysv udev kmod ifupdown isc-dhcp-client openssh-client
+openssh-server ntpsec ethtool iproute2 pciutils dmidecode hwloc-nox lvm2 mdadm multipath-tools parted squashfs-tools xz-utils'
+
+# image DIR SUITE KVER SOURCES PACKAGE... makes a bootstrap image in DIR: the tree
+# root, and vmlinuz, initrd.img and root.squashfs of it. SOURCES is a sources.list.
+# What DIR/overlay has goes into the tree before packages are installed. The
+# initramfs is made once, in the end, so that modules get into it.
+image() {
+	dir=$1 suite=$2 kver=$3 list=$4
+	shift 4
+	mkdir -p "$dir/overlay/etc/initramfs-tools"
+	echo update_initramfs=no >"$dir/overlay/etc/initramfs-tools/update-initramfs.conf"
+	# shellcheck disable=SC2016,SC2086 # the inner shell expands it; one word for each package
+	run mmdebstrap --quiet --mode=root --variant=apt --format=directory \
+		--include="$(echo $bootstrap_packages "linux-image-$kver" "$@" | tr ' ' ,)" \
+		--aptopt='APT::Update::Error-Mode "any"' --dpkgopt=force-confold \
+		--setup-hook="cp -R '$dir/overlay/.' \"\$1\"" \
+		--customize-hook='rm "$1/etc/initramfs-tools/update-initramfs.conf"' \
+		--customize-hook="chroot \"\$1\" update-initramfs -c -k '$kver'" \
+		"$suite" "$dir/root" "$list" >"$dir/log" 2>&1 || {
+		tail -n 30 "$dir/log" >&2
+		fail "cannot make the image in $dir"
+	}
+	cp "$dir/root/boot/vmlinuz-$kver" "$dir/vmlinuz"
+	cp "$dir/root/boot/initrd.img-$kver" "$dir/initrd.img"
+	run mksquashfs "$dir/root" "$dir/root.squashfs" -noappend -no-progress -quiet -comp zstd -Xcompression-level 3 -e "$dir/root/boot" >>"$dir/log" 2>&1 || {
+		tail -n 30 "$dir/log" >&2
+		fail "cannot compress the image in $dir"
+	}
+}
