@@ -20,9 +20,11 @@ need() {
 
 child=''
 
-# run COMMAND... in the background, since a trap would otherwise wait for its end.
+# run COMMAND... in the background, since a trap would otherwise wait for its end, and
+# in namespaces that take all its processes and mounts with them: mmdebstrap does
+# not end before the scripts that it runs.
 run() {
-	"$@" &
+	unshare --mount --mount-proc --pid --fork --kill-child "$@" &
 	child=$!
 	code=0
 	wait "$child" || code=$?
@@ -42,11 +44,12 @@ finish() {
 	code=$?
 	trap - EXIT
 	[ -z "$child" ] || {
-		kill "$child" 2>/dev/null || :
+		kill -KILL "$child" 2>/dev/null || :
 		wait "$child" 2>/dev/null || :
 	}
 	at_end
-	rm -rf --one-file-system -- "$work"
+	# What was killed may take a moment to let go.
+	rm -rf --one-file-system -- "$work" 2>/dev/null || { sleep 1 && rm -rf --one-file-system -- "$work"; }
 	exit $code
 }
 
@@ -60,14 +63,16 @@ host_codename() { (. /etc/os-release && printf '%s\n' "${VERSION_CODENAME-}"); }
 # mmdebstrap finds the distribution's keyring.
 host_sources() {
 	# shellcheck disable=SC2016 # apt expands it
-	apt-get indextargets --format '$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)' 'Created-By: Packages' |
+	found=$(apt-get indextargets --format '$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)' 'Created-By: Packages' |
 		awk -F '|' -v own="$(host_codename)" -v suite="$1" '
-			$1 !~ /^(Debian|Ubuntu)$/ { next }
+			$1 !~ /^(Debian|Ubuntu)( Backports)?$/ { next }
 			$3 == own { pocket = "" }
 			index($3, own "-") == 1 { pocket = substr($3, length(own) + 1) }
 			$3 != own && (index($3, own "-") != 1 || suite != own && pocket !~ /^-(updates|security)$/) { next }
 			pocket != "" && suite ~ /^(sid|unstable|experimental)$/ { next }
-			!seen[$0]++ { print "deb", $2, suite pocket, $4 }'
+			!seen[$0]++ { print "deb", $2, suite pocket, $4 }')
+	[ -n "$found" ] || fail "the host's apt has no repository of its distribution" 'apt-get update fetches what it has'
+	printf '%s\n' "$found"
 }
 
 # source_of REPOSITORY prints a line of sources.list for a directory, an address of
