@@ -3,9 +3,11 @@ package deb
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -20,6 +22,8 @@ const (
 	maxWindow     = 128 << 20
 	maxDict       = 64 << 20 // the dictionary of xz -9, the largest of xz's presets
 	maxMembers    = 64       // of the ar file, up to data.tar
+	maxPacked     = 1 << 20  // bytes of an .xz file to be unpacked at once
+	maxUnpacked   = 4 << 20
 )
 
 // Archive is an opened .deb.
@@ -249,6 +253,11 @@ func (f closeFunc) Close() error {
 // unpack returns a reader of a member's content, decompressed as the suffix of
 // its name tells. It is of no use once it is closed.
 func (a *Archive) unpack(m arMember) (io.Reader, io.Closer, error) {
+	if strings.HasSuffix(m.name, ".xz") {
+		if r, c, ok := a.unpackAtOnce(m); ok {
+			return r, c, nil
+		}
+	}
 	r := bufio.NewReaderSize(io.NewSectionReader(a.ra, m.off, m.size), int(min(m.size, 64<<10)))
 	suffix := m.name[strings.Index(m.name, ".tar")+len(".tar"):]
 	switch suffix {
@@ -288,6 +297,28 @@ func (a *Archive) unpack(m arMember) (io.Reader, io.Closer, error) {
 		}
 	}
 	return nil, nil, fmt.Errorf("compression %q is not supported", suffix)
+}
+
+// wholeFile is the memory for a small .xz file.
+type wholeFile struct{ packed, unpacked []byte }
+
+var wholeFiles = sync.Pool{New: func() any { return new(wholeFile) }}
+
+// unpackAtOnce is unpack for what unxz can read.
+func (a *Archive) unpackAtOnce(m arMember) (io.Reader, io.Closer, bool) {
+	if m.size > maxPacked {
+		return nil, nil, false
+	}
+	w := wholeFiles.Get().(*wholeFile)
+	w.packed = slices.Grow(w.packed[:0], int(m.size))[:m.size]
+	if readFullAt(a.ra, w.packed, m.off) == nil {
+		if unpacked, ok := unxz(w.unpacked, w.packed, maxUnpacked); ok {
+			w.unpacked = unpacked
+			return bytes.NewReader(unpacked), closeFunc(sync.OnceFunc(func() { wholeFiles.Put(w) })), true
+		}
+	}
+	wholeFiles.Put(w)
+	return nil, nil, false
 }
 
 // limitReader fails where more than n bytes come out of r, unlike
