@@ -145,8 +145,5 @@ func accountOf(added []status.Record, dir string, opt repo.Options, result repo.
 
 // write brings status.json and index.html up to date.
 func (a account) write(r *repo.Repo) error {
-	if err := r.Replace(statusName, a.status); err != nil {
-		return err
-	}
-	return r.Replace(pageName, a.page)
+	return r.Replace(map[string][]byte{statusName: a.status, pageName: a.page})
 }
