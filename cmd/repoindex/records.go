@@ -137,9 +137,14 @@ func accountOf(added []status.Record, dir string, opt repo.Options, result repo.
 			Module: module, Kernel: p.Kernel,
 		})
 	}
-	if a.status, a.err = s.Encode(); a.err == nil {
-		a.page, a.err = s.Page()
-	}
+	encoded := make(chan error, 1)
+	go func() {
+		var err error
+		a.status, err = s.Encode()
+		encoded <- err
+	}()
+	a.page, a.err = s.Page()
+	a.err = errors.Join(<-encoded, a.err)
 	return a
 }
 
