@@ -139,11 +139,12 @@ func TestCache(t *testing.T) {
 		assert.NilError(t, err)
 		n := 0
 		if f, err := os.Open(filepath.Join(dir, cacheName)); err == nil {
-			err := readCache(f, func(e entry) {
+			entries, err := readCache(f)
+			for _, e := range entries {
 				if slices.ContainsFunc(files, func(f found) bool { return f.path == e.path && f.id == e.id }) {
 					n++
 				}
-			})
+			}
 			if err != nil {
 				n = -1
 			}
@@ -197,18 +198,20 @@ func FuzzReadCache(f *testing.F) {
 	assert.NilError(f, w.add(&entry{path: "b.deb", problem: "bad"}, nil))
 	assert.NilError(f, w.finish(&b))
 	f.Add([]byte(b.String()))
-	f.Add([]byte(cacheMagic + "\x00\x00\x00\x00"))
+	f.Add([]byte(cacheMagic + "\x00\x00\x00\x00\x48\x67\x4b\xc7"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		path := filepath.Join(t.TempDir(), "cache")
 		assert.NilError(t, os.WriteFile(path, data, 0o600))
 		file, err := os.Open(path)
 		assert.NilError(t, err)
 		defer file.Close()
-		_ = readCache(file, func(e entry) {
+		entries, err := readCache(file)
+		assert.Assert(t, err == nil || entries == nil)
+		for _, e := range entries {
 			if e.offset < 0 || e.offset+int64(e.length) > int64(len(data)) {
 				t.Errorf("stanza outside of the file: %+v", e)
 			}
-		})
+		}
 	})
 }
 
