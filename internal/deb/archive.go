@@ -45,10 +45,6 @@ func Open(ra io.ReaderAt, size int64) (*Archive, error) {
 }
 
 func open(ra io.ReaderAt, size int64) (*Archive, error) {
-	ra, err := readAhead(ra, size)
-	if err != nil {
-		return nil, err
-	}
 	magic := make([]byte, len(arMagic))
 	if err := readFullAt(ra, magic, 0); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
@@ -94,29 +90,6 @@ func open(ra io.ReaderAt, size int64) (*Archive, error) {
 		}
 	}
 	return nil, fmt.Errorf("more than %d members", maxMembers)
-}
-
-// ahead is a file whose beginning has been read: in most packages that is all
-// up to data.tar, so that one read takes the place of five.
-type ahead struct {
-	io.ReaderAt
-	head []byte
-}
-
-func readAhead(ra io.ReaderAt, size int64) (io.ReaderAt, error) {
-	head := make([]byte, min(size, 4<<10))
-	n, err := ra.ReadAt(head, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	return ahead{ra, head[:n]}, nil
-}
-
-func (a ahead) ReadAt(p []byte, off int64) (int, error) {
-	if off >= 0 && off+int64(len(p)) <= int64(len(a.head)) {
-		return copy(p, a.head[off:]), nil
-	}
-	return a.ReaderAt.ReadAt(p, off)
 }
 
 // wanted names the member that is to come next.
@@ -190,8 +163,8 @@ func (a *Archive) Control() (_ Stanza, err error) {
 		if h.Size > maxControl {
 			return nil, fmt.Errorf("control has %d bytes, more than %d", h.Size, maxControl)
 		}
-		text, err := io.ReadAll(tr)
-		if err != nil {
+		text := make([]byte, h.Size)
+		if _, err := io.ReadFull(tr, text); err != nil {
 			return nil, err
 		}
 		if control, err = ParseStanza(text); err != nil {
