@@ -154,7 +154,7 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 		Version: stateVersion, Options: opt.digest(), Files: make(map[string]stamp),
 		Generations: [][]string{nil}, Parts: parts, Unneeded: st.Unneeded,
 	}
-	if err := r.linkByHash(index); err != nil {
+	if err := r.linkByHash(ctx, index); err != nil {
 		return err
 	}
 	for _, f := range index {
@@ -216,13 +216,13 @@ func (c *collection) keep() error {
 
 // linkByHash gives files on their way their by-hash names. One that is there with
 // that content already stays: clients may be reading it.
-func (r *Repo) linkByHash(files []*file) error {
+func (r *Repo) linkByHash(ctx context.Context, files []*file) error {
 	if err := errors.Join(r.mkdir(filepath.Dir(byHashDir)), r.mkdir(byHashDir)); err != nil {
 		return err
 	}
 	for _, f := range files {
 		to := r.path(byHash(f.digest()))
-		if there, err := fileDigest(to); err == nil && there == f.digest() {
+		if checkFile(ctx, to, sum{f.digest(), f.size, f.name}) == nil {
 			continue
 		}
 		link := filepath.Join(r.path(tmpDir), f.digest())
@@ -249,17 +249,6 @@ func copyFile(to string, from *file) (err error) {
 		return err
 	}
 	return errors.Join(out.Chmod(0o644), out.Sync())
-}
-
-func fileDigest(path string) (string, error) {
-	f, err := openRegular(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close() // read only
-	h := sha256.New()
-	_, err = io.Copy(h, f)
-	return hex.EncodeToString(h.Sum(nil)), err
 }
 
 // syncDir brings renames to the disk, where the file system can.
