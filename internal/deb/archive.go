@@ -226,13 +226,13 @@ func (f closeFunc) Close() error {
 // unpack returns a reader of a member's content, decompressed as the suffix of
 // its name tells. It is of no use once it is closed.
 func (a *Archive) unpack(m arMember) (io.Reader, io.Closer, error) {
-	if strings.HasSuffix(m.name, ".xz") {
+	suffix := m.name[strings.Index(m.name, ".tar")+len(".tar"):]
+	if suffix == ".xz" {
 		if r, c, ok := a.unpackAtOnce(m); ok {
 			return r, c, nil
 		}
 	}
 	r := bufio.NewReaderSize(io.NewSectionReader(a.ra, m.off, m.size), int(min(m.size, 64<<10)))
-	suffix := m.name[strings.Index(m.name, ".tar")+len(".tar"):]
 	switch suffix {
 	case "":
 		return r, io.NopCloser(nil), nil

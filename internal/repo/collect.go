@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // collection is what is known of all .debs, and the cache file that has it.
@@ -143,34 +144,29 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 		}
 	}
 	slices.SortStableFunc(unknown, func(a, b int) int { return cmp.Compare(files[b].id.size/large, files[a].id.size/large) })
-	jobs := make(chan int)
-	results := make(chan result, 16)
+	var next atomic.Int64 // of unknown
+	results := make(chan result, 64)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			buf := make([]byte, 128<<10)
-			for i := range jobs {
-				res := r.readDeb(ctx, files[i], buf)
-				res.index = i
+			for {
+				n := int(next.Add(1)) - 1
+				if n >= len(unknown) {
+					return
+				}
+				res := r.readDeb(ctx, files[unknown[n]], buf)
+				res.index = unknown[n]
 				select {
 				case results <- res:
 				case <-ctx.Done():
+					return
 				}
 			}
 		})
 	}
-	wg.Go(func() {
-		defer close(jobs)
-		for _, i := range unknown {
-			select {
-			case jobs <- i:
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
 	for i := range files {
 		if c.entries[i].path == "" {
 			continue
