@@ -29,7 +29,7 @@ var crc64Table = crc64.MakeTable(crc64.ECMA)
 //
 // It is there for its speed: next to the digests, unpacking control.tars is what
 // takes time in reading a pool, and decoders that take a stream piece by piece
-// need half as long again.
+// need a third more.
 func unxz(dst, src []byte, limit int) (_ []byte, ok bool) {
 	le := binary.LittleEndian
 	if len(src) < 2*xzHeaderSize {
@@ -273,13 +273,8 @@ func (d *lzmaDecoder) chunk(dst []byte, at, base int, src []byte, dict uint64) b
 	state := d.state
 	for at < len(dst) {
 		posState := uint(at-base) & d.posMask
-		// Most of the time goes into literals: what bit and tree do stands here
-		// again, as a call for each bit would take as long as the bit.
-		r = r.normalize()
-		p := &d.isMatch[state][posState]
-		if bound := (r.width >> lzmaBits) * uint32(*p); r.code < bound {
-			r.width = bound
-			*p += (1<<lzmaBits - *p) >> lzmaMove
+		var b uint
+		if r, b = r.bit(&d.isMatch[state][posState]); b == 0 {
 			last := uint(0)
 			if at > base {
 				last = uint(dst[at-1])
@@ -293,12 +288,7 @@ func (d *lzmaDecoder) chunk(dst []byte, at, base int, src []byte, dict uint64) b
 			at++
 			state = afterLiteral[state]
 			continue
-		} else {
-			r.width -= bound
-			r.code -= bound
-			*p -= *p >> lzmaMove
 		}
-		var b uint
 		after := uint(0) // 3 when the symbol before was no literal
 		if state >= lzmaLiterals {
 			after = 3
@@ -458,21 +448,18 @@ func (d *lzmaDecoder) distance(r rangeDecoder, length uint) (rangeDecoder, uint)
 	return r, dist + low
 }
 
-// literal reads a byte. No branch depends on a bit: half of them would be
-// mispredicted.
+// literal reads a byte, where most of the time goes. It is tree without a branch
+// that depends on a bit: half of them would be mispredicted.
 func (r rangeDecoder) literal(probs *[0x300]prob) (rangeDecoder, byte) {
-	p := uint32(probs[1])
 	i := uint32(1)
 	for i < 0x100 {
-		// Both that may come next are here before it is known which.
-		next0, next1 := uint32(probs[i*2&0x1fe]), uint32(probs[i*2&0x1fe+1])
 		r = r.normalize()
+		p := uint32(probs[i&0xff])
 		bound := (r.width >> lzmaBits) * p
 		one := uint32(int64(uint64(bound)-uint64(r.code)-1) >> 63) // all ones for a 1
 		probs[i&0xff] = prob(p - uint32(int32(p-(1<<lzmaBits-1<<lzmaMove+1)&^one)>>lzmaMove))
 		r.code -= bound & one
 		r.width = bound + (r.width-2*bound)&one
-		p = next0 ^ (next0^next1)&one
 		i = i<<1 - one
 	}
 	return r, byte(i)
