@@ -151,7 +151,7 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 	defer cancel()
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
-			buf := make([]byte, 128<<10)
+			buf := make([]byte, 64<<10)
 			for {
 				n := int(next.Add(1)) - 1
 				if n >= len(unknown) {
