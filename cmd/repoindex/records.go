@@ -137,16 +137,18 @@ func accountOf(added []status.Record, dir string, opt repo.Options, result repo.
 			Module: module, Kernel: p.Kernel,
 		})
 	}
-	if a.status, a.err = s.Encode(); a.err == nil {
-		a.page, a.err = s.Page()
-	}
+	encoded := make(chan error, 1)
+	go func() {
+		var err error
+		a.status, err = s.Encode()
+		encoded <- err
+	}()
+	a.page, a.err = s.Page()
+	a.err = errors.Join(<-encoded, a.err)
 	return a
 }
 
 // write brings status.json and index.html up to date.
 func (a account) write(r *repo.Repo) error {
-	if err := r.Replace(statusName, a.status); err != nil {
-		return err
-	}
-	return r.Replace(pageName, a.page)
+	return r.Replace(map[string][]byte{statusName: a.status, pageName: a.page})
 }

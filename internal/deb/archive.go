@@ -3,9 +3,11 @@ package deb
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -20,6 +22,8 @@ const (
 	maxWindow     = 128 << 20
 	maxDict       = 64 << 20 // the dictionary of xz -9, the largest of xz's presets
 	maxMembers    = 64       // of the ar file, up to data.tar
+	maxPacked     = 1 << 20  // bytes of an .xz file to be unpacked at once
+	maxUnpacked   = 4 << 20
 )
 
 // Archive is an opened .deb.
@@ -41,10 +45,6 @@ func Open(ra io.ReaderAt, size int64) (*Archive, error) {
 }
 
 func open(ra io.ReaderAt, size int64) (*Archive, error) {
-	ra, err := readAhead(ra, size)
-	if err != nil {
-		return nil, err
-	}
 	magic := make([]byte, len(arMagic))
 	if err := readFullAt(ra, magic, 0); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
@@ -90,29 +90,6 @@ func open(ra io.ReaderAt, size int64) (*Archive, error) {
 		}
 	}
 	return nil, fmt.Errorf("more than %d members", maxMembers)
-}
-
-// ahead is a file whose beginning has been read: in most packages that is all
-// up to data.tar, so that one read takes the place of five.
-type ahead struct {
-	io.ReaderAt
-	head []byte
-}
-
-func readAhead(ra io.ReaderAt, size int64) (io.ReaderAt, error) {
-	head := make([]byte, min(size, 4<<10))
-	n, err := ra.ReadAt(head, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	return ahead{ra, head[:n]}, nil
-}
-
-func (a ahead) ReadAt(p []byte, off int64) (int, error) {
-	if off >= 0 && off+int64(len(p)) <= int64(len(a.head)) {
-		return copy(p, a.head[off:]), nil
-	}
-	return a.ReaderAt.ReadAt(p, off)
 }
 
 // wanted names the member that is to come next.
@@ -186,8 +163,8 @@ func (a *Archive) Control() (_ Stanza, err error) {
 		if h.Size > maxControl {
 			return nil, fmt.Errorf("control has %d bytes, more than %d", h.Size, maxControl)
 		}
-		text, err := io.ReadAll(tr)
-		if err != nil {
+		text := make([]byte, h.Size)
+		if _, err := io.ReadFull(tr, text); err != nil {
 			return nil, err
 		}
 		if control, err = ParseStanza(text); err != nil {
@@ -249,8 +226,13 @@ func (f closeFunc) Close() error {
 // unpack returns a reader of a member's content, decompressed as the suffix of
 // its name tells. It is of no use once it is closed.
 func (a *Archive) unpack(m arMember) (io.Reader, io.Closer, error) {
-	r := bufio.NewReaderSize(io.NewSectionReader(a.ra, m.off, m.size), int(min(m.size, 64<<10)))
 	suffix := m.name[strings.Index(m.name, ".tar")+len(".tar"):]
+	if suffix == ".xz" {
+		if r, c, ok := a.unpackAtOnce(m); ok {
+			return r, c, nil
+		}
+	}
+	r := bufio.NewReaderSize(io.NewSectionReader(a.ra, m.off, m.size), int(min(m.size, 64<<10)))
 	switch suffix {
 	case "":
 		return r, io.NopCloser(nil), nil
@@ -288,6 +270,28 @@ func (a *Archive) unpack(m arMember) (io.Reader, io.Closer, error) {
 		}
 	}
 	return nil, nil, fmt.Errorf("compression %q is not supported", suffix)
+}
+
+// wholeFile is the memory for a small .xz file.
+type wholeFile struct{ packed, unpacked []byte }
+
+var wholeFiles = sync.Pool{New: func() any { return new(wholeFile) }}
+
+// unpackAtOnce is unpack for what unxz can read.
+func (a *Archive) unpackAtOnce(m arMember) (io.Reader, io.Closer, bool) {
+	if m.size > maxPacked {
+		return nil, nil, false
+	}
+	w := wholeFiles.Get().(*wholeFile)
+	w.packed = slices.Grow(w.packed[:0], int(m.size))[:m.size]
+	if readFullAt(a.ra, w.packed, m.off) == nil {
+		if unpacked, ok := unxz(w.unpacked, w.packed, maxUnpacked); ok {
+			w.unpacked = unpacked
+			return bytes.NewReader(unpacked), closeFunc(sync.OnceFunc(func() { wholeFiles.Put(w) })), true
+		}
+	}
+	wholeFiles.Put(w)
+	return nil, nil, false
 }
 
 // limitReader fails where more than n bytes come out of r, unlike

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 )
 
 // Bounds for one stanza. The longest lines of Debian's archive (Provides,
@@ -62,20 +63,31 @@ func (s Stanza) index(name string) int {
 // line of the value that does not begin with a space) is an error, and nothing
 // is written.
 func (s Stanza) WriteTo(w io.Writer) (int64, error) {
-	var b bytes.Buffer
+	size := 0
+	for _, f := range s {
+		size += len(f.Name) + len(f.Value) + len(": \n")
+	}
+	text, err := s.AppendTo(make([]byte, 0, size))
+	if err != nil {
+		return 0, err
+	}
+	n, err := w.Write(text)
+	return int64(n), err
+}
+
+// AppendTo is WriteTo for a slice.
+func (s Stanza) AppendTo(b []byte) ([]byte, error) {
 	for _, f := range s {
 		if err := f.validate(); err != nil {
-			return 0, err
+			return nil, err
 		}
-		b.WriteString(f.Name)
-		b.WriteByte(':')
+		b = append(append(b, f.Name...), ':')
 		if f.Value != "" && f.Value[0] != '\n' {
-			b.WriteByte(' ')
+			b = append(b, ' ')
 		}
-		b.WriteString(f.Value)
-		b.WriteByte('\n')
+		b = append(append(b, f.Value...), '\n')
 	}
-	return b.WriteTo(w)
+	return b, nil
 }
 
 func (f Field) validate() error {
@@ -85,7 +97,9 @@ func (f Field) validate() error {
 	if strings.ContainsRune(f.Value, 0) {
 		return fmt.Errorf("field %s: NUL byte in the value", f.Name)
 	}
-	for i, line := range strings.Split(f.Value, "\n") {
+	i := -1
+	for line := range strings.SplitSeq(f.Value, "\n") {
+		i++
 		switch {
 		case strings.TrimRight(line, " \t\r") != line:
 			return fmt.Errorf("field %s: blanks at the end of a line", f.Name)
@@ -114,10 +128,15 @@ func validName(name string) bool {
 	return true
 }
 
+var textReaders = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
+
 // ParseStanza reads a text of exactly one stanza, as the control file of a
 // package is.
 func ParseStanza(text []byte) (Stanza, error) {
-	r := NewReader(bytes.NewReader(text))
+	br := textReaders.Get().(*bufio.Reader)
+	defer textReaders.Put(br)
+	br.Reset(bytes.NewReader(text))
+	r := &Reader{br: br}
 	s, err := r.Next()
 	if errors.Is(err, io.EOF) {
 		return nil, errors.New("no stanza in the text")

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 )
 
@@ -31,7 +32,29 @@ var (
 // behind: mounts, processes and trees.
 func TestMain(m *testing.M) {
 	sandbox.Init()
+	if err := ownMounts(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e: cannot have a mount namespace of its own:", err)
+		os.Exit(1)
+	}
 	os.Exit(run(m))
+}
+
+// ownMounts starts the tests again in a mount namespace of their own, unless they
+// are in one: what they mount is gone when they are, however they end.
+func ownMounts() error {
+	self, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	host, err := os.Readlink("/proc/1/ns/mnt")
+	if err != nil || self != host { // another's namespace cannot be read without root
+		return nil
+	}
+	unshare, err := exec.LookPath("unshare")
+	if err != nil {
+		return err
+	}
+	return unix.Exec(unshare, append([]string{"unshare", "--mount", "--"}, os.Args...), os.Environ())
 }
 
 func run(m *testing.M) int {

@@ -14,15 +14,16 @@ import (
 )
 
 // The cache holds what was read of each .deb, by the path and identity of its
-// file. It is one file: cacheMagic, a record for each .deb in any order, and the
-// CRC-32C of all that. A record is a row of varints and of
-// strings with their length before them. Whatever is not exactly so, or of
-// another version, counts as no cache.
+// file. It is one file: cacheMagic, a record for each .deb in any order, how many
+// there are, and the CRC-32C of all that. A record is a row of varints, and the
+// texts whose lengths are among them. Whatever is not exactly so, or of another
+// version, counts as no cache.
 const (
 	cacheName  = privateDir + "/cache"
-	cacheMagic = "dkms2bin cache 1\n"
-	// maxCached is the longest string in a record; stanzas are shorter by far,
-	// as package deb bounds them.
+	cacheMagic = "dkms2bin cache 2\n"
+	cacheEnd   = 8 // bytes: the two numbers
+	// maxCached is the longest text in a record; stanzas are shorter by far, as
+	// package deb bounds them.
 	maxCached = 8 << 20
 )
 
@@ -51,10 +52,11 @@ func (e *entry) pkg() Package {
 
 // cacheWriter writes a cache file.
 type cacheWriter struct {
-	w   *bufio.Writer
-	crc hash.Hash32
-	n   int64
-	buf []byte
+	w     *bufio.Writer
+	crc   hash.Hash32
+	n     int64
+	count uint32
+	buf   []byte
 }
 
 func newCacheWriter(w io.Writer) (*cacheWriter, error) {
@@ -68,33 +70,34 @@ func newCacheWriter(w io.Writer) (*cacheWriter, error) {
 // add writes the record of e and sets where its stanza is.
 func (c *cacheWriter) add(e *entry, stanza []byte) error {
 	b := c.buf[:0]
-	str := func(s string) {
-		b = binary.AppendUvarint(b, uint64(len(s)))
-		b = append(b, s...)
+	for _, n := range []int64{e.id.size, e.id.mtime, e.id.ctime, int64(e.id.inode)} {
+		b = binary.AppendUvarint(b, uint64(n))
 	}
-	str(e.path)
-	b = binary.AppendVarint(b, e.id.size)
-	b = binary.AppendVarint(b, e.id.mtime)
-	b = binary.AppendVarint(b, e.id.ctime)
-	b = binary.AppendUvarint(b, e.id.inode)
-	for _, s := range []string{e.problem, e.name, e.version, e.arch, e.sha256} {
-		str(s)
+	texts := []string{e.path, e.problem, e.name, e.version, e.arch, e.sha256}
+	for _, text := range texts {
+		b = binary.AppendUvarint(b, uint64(len(text)))
 	}
 	b = binary.AppendUvarint(b, uint64(len(stanza)))
+	for _, text := range texts {
+		b = append(b, text...)
+	}
 	e.offset, e.length = c.n+int64(len(b)), len(stanza)
 	b = append(b, stanza...)
 	c.buf = b
 	c.n += int64(len(b))
+	c.count++
 	_, err := c.w.Write(b)
 	return err
 }
 
-// finish writes the checksum to w, which must be what the rest went to.
+// finish writes the end to w, which must be what the rest went to.
 func (c *cacheWriter) finish(w io.Writer) error {
 	if err := c.w.Flush(); err != nil {
 		return err
 	}
-	_, err := w.Write(binary.BigEndian.AppendUint32(nil, c.crc.Sum32()))
+	end := binary.BigEndian.AppendUint32(nil, c.count)
+	_, _ = c.crc.Write(end) // never fails
+	_, err := w.Write(binary.BigEndian.AppendUint32(end, c.crc.Sum32()))
 	return err
 }
 
@@ -109,15 +112,14 @@ func openCache(path string) cached {
 	if err != nil {
 		return cached{}
 	}
-	c := cached{file: f}
-	err = readCache(f, func(e entry) { c.entries = append(c.entries, e) })
-	slices.SortFunc(c.entries, func(a, b entry) int { return strings.Compare(a.path, b.path) })
+	entries, err := readCache(f)
+	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.path, b.path) })
 	twice := func(a, b entry) bool { return a.path == b.path }
-	if err != nil || len(slices.CompactFunc(c.entries, twice)) < len(c.entries) {
+	if err != nil || len(slices.CompactFunc(entries, twice)) < len(entries) {
 		_ = f.Close() // it is made anew
 		return cached{}
 	}
-	return c
+	return cached{f, entries}
 }
 
 func (c cached) close() error {
@@ -127,46 +129,38 @@ func (c cached) close() error {
 	return c.file.Close()
 }
 
-// readCache calls yield with each entry of the cache file. Whether they can be
-// trusted is known when it returns: only without an error.
-func readCache(f *os.File, yield func(entry)) error {
+// readCache returns the entries of the cache file.
+func readCache(f *os.File) ([]entry, error) {
 	fi, err := f.Stat()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	end := fi.Size() - 4
+	end := fi.Size() - cacheEnd
 	if end < int64(len(cacheMagic)) {
-		return errCache
+		return nil, errCache
 	}
+	var tail [cacheEnd]byte
+	if _, err := f.ReadAt(tail[:], end); err != nil {
+		return nil, err
+	}
+	const smallest = 100 // bytes of a record: no memory for more than there can be
+	entries := make([]entry, 0, min(int64(binary.BigEndian.Uint32(tail[:])), end/smallest))
 	crc := crc32.New(castagnoli)
 	r := cacheReader{r: bufio.NewReaderSize(io.TeeReader(io.NewSectionReader(f, 0, end), crc), 64<<10)}
-	if magic := r.bytes(len(cacheMagic)); r.err != nil || string(magic) != cacheMagic {
-		return errCache
+	if magic := r.text(len(cacheMagic)); r.err != nil || magic != cacheMagic {
+		return nil, errCache
 	}
 	for r.n < end && r.err == nil {
-		e := entry{
-			path:    r.str(),
-			id:      identity{r.varint(), r.varint(), r.varint(), r.uvarint()},
-			problem: r.str(), name: r.str(), version: r.str(), arch: r.str(), sha256: r.str(),
-		}
-		e.length = r.len()
-		e.offset = r.n
-		r.skip(e.length)
-		if r.err == nil {
-			yield(e)
-		}
+		entries = append(entries, r.entry())
 	}
 	if r.err != nil {
-		return fmt.Errorf("%w: %w", errCache, r.err)
+		return nil, fmt.Errorf("%w: %w", errCache, r.err)
 	}
-	var sum [4]byte
-	if _, err := f.ReadAt(sum[:], end); err != nil {
-		return err
+	_, _ = crc.Write(tail[:4]) // never fails
+	if r.n != end || binary.BigEndian.Uint32(tail[4:]) != crc.Sum32() {
+		return nil, errCache
 	}
-	if r.n != end || binary.BigEndian.Uint32(sum[:]) != crc.Sum32() {
-		return errCache
-	}
-	return nil
+	return entries, nil
 }
 
 // cacheReader decodes; after an error it gives zero values.
@@ -177,58 +171,56 @@ type cacheReader struct {
 	buf []byte
 }
 
-func (c *cacheReader) ReadByte() (byte, error) {
-	b, err := c.r.ReadByte()
-	if err == nil {
-		c.n++
+func (c *cacheReader) entry() (e entry) {
+	var numbers [11]uint64
+	head, _ := c.r.Peek(len(numbers) * binary.MaxVarintLen64) // or less, at the end
+	taken := 0
+	for i := range numbers {
+		v, n := binary.Uvarint(head[taken:])
+		if n <= 0 {
+			c.err = errors.New("a number that is none")
+			return entry{}
+		}
+		numbers[i] = v
+		taken += n
 	}
-	return b, err
-}
-
-func (c *cacheReader) uvarint() (v uint64) {
-	if c.err == nil {
-		v, c.err = binary.ReadUvarint(c)
+	c.skip(taken)
+	e.id = identity{int64(numbers[0]), int64(numbers[1]), int64(numbers[2]), numbers[3]}
+	total := uint64(0)
+	for _, n := range numbers[4:] {
+		if n > maxCached {
+			c.err = errors.New("a text too long")
+			return entry{}
+		}
+		total += n
 	}
-	return v
-}
-
-func (c *cacheReader) varint() (v int64) {
-	if c.err == nil {
-		v, c.err = binary.ReadVarint(c)
-	}
-	return v
-}
-
-func (c *cacheReader) len() int {
-	n := c.uvarint()
-	if n > maxCached && c.err == nil {
-		c.err = errors.New("a string too long")
-	}
+	e.length = int(numbers[10])
+	all := c.text(int(total) - e.length) // in one piece of memory
 	if c.err != nil {
-		return 0
+		return entry{}
 	}
-	return int(n)
+	for i, text := range []*string{&e.path, &e.problem, &e.name, &e.version, &e.arch, &e.sha256} {
+		n := numbers[4+i]
+		*text, all = all[:n], all[n:]
+	}
+	e.offset = c.n
+	c.skip(e.length)
+	return e
 }
 
-func (c *cacheReader) bytes(n int) []byte {
-	if c.err != nil {
-		return nil
-	}
+// text reads so many bytes.
+func (c *cacheReader) text(n int) string {
 	if cap(c.buf) < n {
 		c.buf = make([]byte, n)
 	}
 	var got int
 	got, c.err = io.ReadFull(c.r, c.buf[:n])
 	c.n += int64(got)
-	return c.buf[:got]
+	return string(c.buf[:got])
 }
 
-func (c *cacheReader) str() string { return string(c.bytes(c.len())) }
-
 func (c *cacheReader) skip(n int) {
-	if c.err == nil {
-		var got int
-		got, c.err = c.r.Discard(n)
-		c.n += int64(got)
-	}
+	var got int
+	got, c.err = c.r.Discard(n)
+	c.n += int64(got)
 }

@@ -11,8 +11,8 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // collection is what is known of all .debs, and the cache file that has it.
@@ -144,34 +144,29 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 		}
 	}
 	slices.SortStableFunc(unknown, func(a, b int) int { return cmp.Compare(files[b].id.size/large, files[a].id.size/large) })
-	jobs := make(chan int)
-	results := make(chan result, 16)
+	var next atomic.Int64 // of unknown
+	results := make(chan result, 64)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
-			buf := make([]byte, 128<<10)
-			for i := range jobs {
-				res := r.readDeb(ctx, files[i], buf)
-				res.index = i
+			buf := make([]byte, 64<<10)
+			for {
+				n := int(next.Add(1)) - 1
+				if n >= len(unknown) {
+					return
+				}
+				res := r.readDeb(ctx, files[unknown[n]], buf)
+				res.index = unknown[n]
 				select {
 				case results <- res:
 				case <-ctx.Done():
+					return
 				}
 			}
 		})
 	}
-	wg.Go(func() {
-		defer close(jobs)
-		for _, i := range unknown {
-			select {
-			case jobs <- i:
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
 	for i := range files {
 		if c.entries[i].path == "" {
 			continue
@@ -208,12 +203,10 @@ func (r *Repo) readDeb(ctx context.Context, file found, buf []byte) result {
 	if ctx.Err() != nil {
 		return result{err: ctx.Err()}
 	}
-	var text strings.Builder
 	if err == nil {
 		var s deb.Stanza
 		if s, err = indexStanza(control, file.path, sum, id.size); err == nil {
-			_, err = s.WriteTo(&text)
-			text.WriteByte('\n')
+			res.stanza, err = s.AppendTo(nil)
 		}
 	}
 	if err != nil {
@@ -225,7 +218,7 @@ func (r *Repo) readDeb(ctx context.Context, file found, buf []byte) result {
 	res.entry.id = id
 	res.entry.name, res.entry.version, res.entry.arch = control.Get("Package"), control.Get("Version"), control.Get("Architecture")
 	res.entry.sha256 = string(sum)
-	res.stanza = []byte(text.String())
+	res.stanza = append(res.stanza, '\n')
 	return res
 }
 
@@ -241,7 +234,11 @@ func readControl(ctx context.Context, path string, buf []byte) (id identity, con
 		return id, nil, nil, err
 	}
 	id = identityOf(fi)
-	a, err := deb.Open(f, fi.Size())
+	head := buf[:min(fi.Size(), int64(len(buf)))]
+	if _, err := io.ReadFull(f, head); err != nil {
+		return id, nil, nil, err
+	}
+	a, err := deb.Open(headed{f, head}, fi.Size())
 	if err != nil {
 		return id, nil, nil, err
 	}
@@ -257,6 +254,7 @@ func readControl(ctx context.Context, path string, buf []byte) (id identity, con
 		return id, nil, nil, err
 	}
 	h := sha256.New()
+	_, _ = h.Write(head) // never fails
 	if _, err := io.CopyBuffer(h, &contextReader{ctx, f}, buf); err != nil {
 		return id, nil, nil, err
 	}
@@ -267,6 +265,19 @@ func readControl(ctx context.Context, path string, buf []byte) (id identity, con
 		return id, nil, nil, errors.New("it changed while it was read")
 	}
 	return id, control, h.Sum(nil), nil
+}
+
+// headed is a file whose beginning is in memory.
+type headed struct {
+	*os.File
+	head []byte
+}
+
+func (h headed) ReadAt(p []byte, off int64) (int, error) {
+	if off >= 0 && off+int64(len(p)) <= int64(len(h.head)) {
+		return copy(p, h.head[off:]), nil
+	}
+	return h.File.ReadAt(p, off)
 }
 
 // contextReader ends the reading of a large file when ctx is done.

@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"dkms2bin/internal/diag"
@@ -12,15 +11,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
-
-	"github.com/google/renameio/v2"
-	"github.com/klauspost/compress/zstd"
-	"github.com/klauspost/pgzip"
 )
 
 // The files that add the repository to a client.
@@ -68,7 +65,7 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 	var files []*file // in the order in which they are to appear
 	defer func() {
 		for _, f := range files {
-			err = errors.Join(err, f.Cleanup())
+			err = errors.Join(err, f.discard())
 		}
 	}()
 	add := func(name string) (*file, error) {
@@ -94,30 +91,25 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 	if err := addBytes(SourcesName, r.sources(opt)); err != nil {
 		return err
 	}
-	packages, err := add("Packages")
+	var index []*file
+	for _, name := range []string{"Packages", "Packages.gz", "Packages.zst"} {
+		f, err := add(name)
+		if err != nil {
+			return err
+		}
+		index = append(index, f)
+	}
+	old := r.openParts(st)
+	parts, err := c.writePackages(ctx, sel.packages, old, index[0], index[1], index[2])
+	old.close()
 	if err != nil {
 		return err
 	}
-	if err := c.writePackages(ctx, packages, sel.packages); err != nil {
-		return err
-	}
-	if st.Options == opt.digest() && st.Files["Packages"].SHA256 == packages.digest() && r.intact(st) {
+	if st.Options == opt.digest() && st.Files["Packages"].SHA256 == index[0].digest() && r.intact(st) {
 		// Files had to be read again, but say the same.
 		res.Release, res.Date = st.Files["Release"].SHA256, oldDate(r.path("Release"))
 		return c.keep()
 	}
-	gz, err := add("Packages.gz")
-	if err != nil {
-		return err
-	}
-	zst, err := add("Packages.zst")
-	if err != nil {
-		return err
-	}
-	if err := compress(packages, gz, zst); err != nil {
-		return err
-	}
-	index := []*file{packages, gz, zst}
 
 	// apt finds no packages, and does not say so, where the uncompressed
 	// Packages is not listed.
@@ -141,16 +133,14 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 	}
 
 	// All that is likely to fail comes before the first change.
-	for i, f := range files {
-		if err := f.ready(r.path(f.name)); err != nil {
+	for _, f := range files[dated:] {
+		// Clients ask the web server whether this is newer than theirs.
+		if err := os.Chtimes(f.Name(), date, date); err != nil {
 			return err
 		}
-		if i >= dated {
-			// Clients ask the web server whether this is newer than theirs.
-			if err := os.Chtimes(f.Name(), date, date); err != nil {
-				return err
-			}
-		}
+	}
+	if err := r.ready(files); err != nil {
+		return err
 	}
 	if wait := time.Until(date); opt.Date.IsZero() && wait > 0 && wait <= 2*time.Second {
 		if err := sleep(ctx, wait); err != nil {
@@ -162,12 +152,12 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 	}
 	next := saved{
 		Version: stateVersion, Options: opt.digest(), Files: make(map[string]stamp),
-		Generations: [][]string{nil}, Unneeded: st.Unneeded,
+		Generations: [][]string{nil}, Parts: parts, Unneeded: st.Unneeded,
+	}
+	if err := r.linkByHash(ctx, index); err != nil {
+		return err
 	}
 	for _, f := range index {
-		if err := r.linkByHash(f); err != nil {
-			return err
-		}
 		next.Generations[0] = append(next.Generations[0], f.digest())
 	}
 	for _, g := range st.Generations {
@@ -182,12 +172,15 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 		}
 		id := identityOf(fi)
 		next.Files[f.name] = stamp{id.size, id.mtime, id.inode, f.digest()}
-		if err := f.CloseAtomicallyReplace(); err != nil {
+		if err := f.replace(r.path(f.name)); err != nil {
 			return err
 		}
 	}
 	res.Release, res.Date, res.Changed = release.digest(), date, true
-	return errors.Join(syncDir(r.dir), c.keep(), r.writeState(next))
+	return errors.Join(together(
+		func() error { return syncDir(r.dir) },
+		func() error { return r.writeState(next) },
+	), c.keep())
 }
 
 // sources is the text of the file that adds the repository to a client, in the
@@ -221,74 +214,29 @@ func (c *collection) keep() error {
 	return err
 }
 
-// writePackages writes the stanzas of the entries.
-func (c *collection) writePackages(ctx context.Context, w io.Writer, entries []*entry) error {
-	bw := bufio.NewWriterSize(w, 256<<10)
-	for _, e := range entries {
-		stanza, err := c.stanza(e)
-		if err != nil {
-			return err
-		}
-		if _, err := bw.Write(stanza); err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-	}
-	return bw.Flush()
-}
-
-// compress packs src into both, each on its own core as far as there are two.
-func compress(src, gz, zst *file) error {
-	failed := make(chan error, 1)
-	go func() {
-		// One thread and a window of 1 MiB: a stanza has nothing in common with
-		// one much further away, and memory is bounded.
-		zw, err := zstd.NewWriter(zst, zstd.WithEncoderLevel(zstd.SpeedDefault),
-			zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
-		if err == nil {
-			err = pack(zw, src)
-		}
-		failed <- err
-	}()
-	zw, err := pgzip.NewWriterLevel(gz, 6)
-	if err == nil {
-		// None in the header; time's zero value would come out as some other time.
-		zw.ModTime = time.Unix(0, 0)
-		if err = zw.SetConcurrency(256<<10, 2); err == nil {
-			err = pack(zw, src)
-		}
-	}
-	return errors.Join(err, <-failed)
-}
-
-func pack(w io.WriteCloser, src *file) error {
-	_, err := io.CopyBuffer(struct{ io.Writer }{w}, io.NewSectionReader(src, 0, src.size), make([]byte, 256<<10))
-	return errors.Join(err, w.Close())
-}
-
-// linkByHash gives a file on its way its by-hash name. One that is there with
+// linkByHash gives files on their way their by-hash names. One that is there with
 // that content already stays: clients may be reading it.
-func (r *Repo) linkByHash(f *file) error {
-	path := r.path(byHash(f.digest()))
+func (r *Repo) linkByHash(ctx context.Context, files []*file) error {
 	if err := errors.Join(r.mkdir(filepath.Dir(byHashDir)), r.mkdir(byHashDir)); err != nil {
 		return err
 	}
-	if there, err := fileDigest(path); err == nil && there == f.digest() {
-		return nil
-	}
-	link := filepath.Join(r.path(tmpDir), f.digest())
-	if err := os.Link(f.Name(), link); err != nil {
-		// A file system without links.
-		if err := copyFile(link, f); err != nil {
+	for _, f := range files {
+		to := r.path(byHash(f.digest()))
+		if checkFile(ctx, to, sum{f.digest(), f.size, f.name}) == nil {
+			continue
+		}
+		link := filepath.Join(r.path(tmpDir), f.digest())
+		if err := os.Link(f.Name(), link); err != nil {
+			// A file system without links.
+			if err := copyFile(link, f); err != nil {
+				return err
+			}
+		}
+		if err := os.Rename(link, to); err != nil {
 			return err
 		}
 	}
-	if err := os.Rename(link, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return syncDir(r.path(byHashDir))
 }
 
 func copyFile(to string, from *file) (err error) {
@@ -301,17 +249,6 @@ func copyFile(to string, from *file) (err error) {
 		return err
 	}
 	return errors.Join(out.Chmod(0o644), out.Sync())
-}
-
-func fileDigest(path string) (string, error) {
-	f, err := openRegular(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close() // read only
-	h := sha256.New()
-	_, err = io.Copy(h, f)
-	return hex.EncodeToString(h.Sum(nil)), err
 }
 
 // syncDir brings renames to the disk, where the file system can.
@@ -327,47 +264,82 @@ func syncDir(dir string) error {
 	return nil
 }
 
+// together runs all at the same time. Waiting for the disk once takes little
+// longer than waiting for one file.
+func together(run ...func() error) error {
+	errs := make([]error, len(run))
+	var wg sync.WaitGroup
+	for i, f := range run {
+		wg.Go(func() { errs[i] = f() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
 // file is a file of the repository on its way: what is written gets counted
-// and hashed.
+// and hashed. It is not a renameio.PendingFile as that one waits for the disk
+// when it replaces a file, for each by itself and a second time.
 type file struct {
-	*renameio.PendingFile
-	name string
-	size int64
-	hash hash.Hash
+	*os.File
+	name     string
+	size     int64
+	hash     hash.Hash
+	replaced bool
 }
 
 // create makes a temporary file that is to become the named one. Servers read
 // the index as another user, hence the mode, whatever the umask.
 func (r *Repo) create(name string) (*file, error) {
-	pf, err := renameio.NewPendingFile(r.path(name),
-		renameio.WithTempDir(r.path(tmpDir)), renameio.WithStaticPermissions(0o644))
+	f, err := os.CreateTemp(r.path(tmpDir), path.Base(name))
 	if err != nil {
 		return nil, err
 	}
-	return &file{PendingFile: pf, name: name, hash: sha256.New()}, nil
+	if err := f.Chmod(0o644); err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	return &file{File: f, name: name, hash: sha256.New()}, nil
 }
 
 func (f *file) Write(p []byte) (int, error) {
-	n, err := f.PendingFile.Write(p)
+	n, err := f.File.Write(p)
 	f.size += int64(n)
 	_, _ = f.hash.Write(p[:n]) // never fails
 	return n, err
 }
 
-// ready brings the content to the disk, and reports what would keep it from
-// being renamed to path.
-func (f *file) ready(path string) error {
-	if err := f.Sync(); err != nil {
+// ready brings files to the disk, and reports what would keep them from being
+// renamed.
+func (r *Repo) ready(files []*file) error {
+	var sync []func() error
+	for _, f := range files {
+		fi, err := os.Lstat(r.path(f.name))
+		if err == nil && fi.IsDir() {
+			return fmt.Errorf("%s is a directory", r.path(f.name))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		sync = append(sync, f.Sync)
+	}
+	return together(sync...)
+}
+
+// replace puts the file, which is on the disk, in the place of another.
+func (f *file) replace(path string) error {
+	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	fi, err := os.Lstat(path)
-	if err == nil && fi.IsDir() {
-		return fmt.Errorf("%s is a directory", path)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
+	f.replaced = true
 	return nil
+}
+
+// discard closes the file, and removes it unless it was put in its place.
+func (f *file) discard() error {
+	err := f.Close()
+	if !f.replaced {
+		err = errors.Join(err, os.Remove(f.Name()))
+	}
+	return err
 }
 
 func (f *file) digest() string { return hex.EncodeToString(f.hash.Sum(nil)) }

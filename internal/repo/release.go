@@ -44,7 +44,7 @@ func (o Options) fields() []deb.Field {
 // which this version writes it.
 func (o Options) digest() string {
 	h := sha256.New()
-	fmt.Fprintf(h, "1 %q %q %+v", o.fields(), o.URL, o.Keep)
+	fmt.Fprintf(h, "2 %q %q %+v", o.fields(), o.URL, o.Keep)
 	if o.Key != nil {
 		fmt.Fprintf(h, " %q %s", o.Key.Fingerprint, o.Key.Public())
 	}

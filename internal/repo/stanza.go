@@ -22,10 +22,12 @@ var fieldOrder = []string{
 	"SHA256", "Homepage", "Description", "Description-md5", "Tag", "Task",
 }
 
+// fieldRank is the place of a field, by its name in lower case and as it is
+// mostly spelled.
 var fieldRank = func() map[string]int {
-	rank := make(map[string]int, len(fieldOrder))
+	rank := make(map[string]int, 2*len(fieldOrder))
 	for i, name := range fieldOrder {
-		rank[strings.ToLower(name)] = i
+		rank[strings.ToLower(name)], rank[name] = i, i
 	}
 	return rank
 }()
@@ -34,6 +36,7 @@ var fieldRank = func() map[string]int {
 // control file that has them is not believed.
 var notFromControl = map[string]bool{
 	"filename": true, "size": true, "md5sum": true, "sha1": true, "sha256": true, "sha512": true, "status": true,
+	"Filename": true, "Size": true, "SHA256": true, // as in fieldOrder
 }
 
 // indexStanza returns the stanza of a package for Packages. path is that of
@@ -43,25 +46,35 @@ func indexStanza(control deb.Stanza, path string, sum []byte, size int64) (deb.S
 	if strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 		return nil, fmt.Errorf("control character in the file name %q", path)
 	}
-	s := make(deb.Stanza, 0, len(control)+3)
+	type ranked struct {
+		deb.Field
+		rank int
+	}
+	fields := make([]ranked, 0, len(control)+3)
 	for _, f := range control {
-		if !notFromControl[strings.ToLower(f.Name)] {
-			s = append(s, f)
+		name := f.Name
+		rank, ok := fieldRank[name]
+		if !ok {
+			name = strings.ToLower(name)
+			if rank, ok = fieldRank[name]; !ok {
+				rank = len(fieldOrder)
+			}
+		}
+		if !notFromControl[name] {
+			fields = append(fields, ranked{f, rank})
 		}
 	}
-	s = append(
-		s,
-		deb.Field{Name: "Filename", Value: "./" + path},
-		deb.Field{Name: "Size", Value: strconv.FormatInt(size, 10)},
-		deb.Field{Name: "SHA256", Value: hex.EncodeToString(sum)},
-	)
-	slices.SortStableFunc(s, func(a, b deb.Field) int { return rank(a) - rank(b) })
-	return s, nil
-}
-
-func rank(f deb.Field) int {
-	if r, ok := fieldRank[strings.ToLower(f.Name)]; ok {
-		return r
+	for _, f := range []deb.Field{
+		{Name: "Filename", Value: "./" + path},
+		{Name: "Size", Value: strconv.FormatInt(size, 10)},
+		{Name: "SHA256", Value: hex.EncodeToString(sum)},
+	} {
+		fields = append(fields, ranked{f, fieldRank[f.Name]})
 	}
-	return len(fieldOrder)
+	slices.SortStableFunc(fields, func(a, b ranked) int { return a.rank - b.rank })
+	s := make(deb.Stanza, len(fields))
+	for i, f := range fields {
+		s[i] = f.Field
+	}
+	return s, nil
 }

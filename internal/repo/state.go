@@ -21,6 +21,8 @@ type saved struct {
 	// Generations are the digests of the files named by the last Releases, the
 	// newest first.
 	Generations [][]string `json:"generations"`
+	// Parts are those of the published Packages, in their order.
+	Parts []part `json:"parts"`
 	// Unneeded are the files that wait for their removal, since when.
 	Unneeded map[string]time.Time `json:"unneeded"`
 }
@@ -71,7 +73,7 @@ func (r *Repo) writeState(s saved) error {
 	if err != nil {
 		return err
 	}
-	return r.Replace(stateName, append(text, '\n'))
+	return r.Replace(map[string][]byte{stateName: append(text, '\n')})
 }
 
 // intact says whether all published files are those that were written, by-hash
@@ -99,18 +101,35 @@ func (r *Repo) intact(s saved) bool {
 	return true
 }
 
-// Replace writes a file of the repository by a rename, with mode 0644, unless
-// it has that content already. name is slash-separated.
-func (r *Repo) Replace(name string, content []byte) error {
-	if old, err := os.ReadFile(r.path(name)); err == nil && bytes.Equal(old, content) {
-		return nil
+// Replace writes files of the repository, each by a rename and with mode 0644,
+// unless it has that content already. The names are slash-separated.
+func (r *Repo) Replace(contents map[string][]byte) (err error) {
+	var files []*file
+	defer func() {
+		for _, f := range files {
+			err = errors.Join(err, f.discard())
+		}
+	}()
+	for name, content := range contents {
+		if old, err := os.ReadFile(r.path(name)); err == nil && bytes.Equal(old, content) {
+			continue
+		}
+		f, err := r.create(name)
+		if err != nil {
+			return err
+		}
+		files = append(files, f)
+		if _, err := f.Write(content); err != nil {
+			return err
+		}
 	}
-	f, err := r.create(name)
-	if err != nil {
+	if err := r.ready(files); err != nil {
 		return err
 	}
-	if _, err = f.Write(content); err == nil {
-		err = f.CloseAtomicallyReplace()
+	for _, f := range files {
+		if err := f.replace(r.path(f.name)); err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, f.Cleanup())
+	return nil
 }

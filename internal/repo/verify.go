@@ -198,7 +198,12 @@ func parseSums(value string) ([]sum, error) {
 
 // file checks size and digest of a file.
 func (v *verifier) file(ctx context.Context, name string, want sum) error {
-	f, err := openRegular(v.path(name))
+	return checkFile(ctx, v.path(name), want)
+}
+
+// checkFile says why a file does not have the wanted size and digest.
+func checkFile(ctx context.Context, path string, want sum) error {
+	f, err := openRegular(path)
 	if err != nil {
 		return err
 	}

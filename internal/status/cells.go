@@ -9,14 +9,20 @@ import (
 // template would take ten times as long. Whatever is foreign text goes through
 // markup's text.
 
+// perCell is how many bytes are expected for a cell, in the matrix or the details.
+const perCell = 160
+
 // markup is a piece of the page.
 type markup struct{ strings.Builder }
 
 // text adds escaped text, also fit for an attribute in quotation marks.
 func (m *markup) text(parts ...string) {
 	for _, p := range parts {
-		if strings.ContainsAny(p, "<>&'\"\x00") {
-			p = template.HTMLEscapeString(p)
+		for i := range len(p) {
+			if c := p[i]; c == '<' || c == '>' || c == '&' || c == '\'' || c == '"' || c == 0 {
+				p = template.HTMLEscapeString(p)
+				break
+			}
 		}
 		m.WriteString(p)
 	}
@@ -41,6 +47,7 @@ func (m *markup) html() template.HTML { return template.HTML(m.String()) }
 // Markup are the cells of a row, with words in them where there are few modules.
 func (r row) Markup(few bool) template.HTML {
 	var m markup
+	m.Grow(len(r.Cells) * perCell)
 	for _, c := range r.Cells {
 		switch {
 		case c == nil:
@@ -63,6 +70,7 @@ func (r row) Markup(few bool) template.HTML {
 // Markup are the details of the group's cells.
 func (g *group) Markup() template.HTML {
 	var m markup
+	m.Grow(len(g.Cells) * perCell)
 	for _, c := range g.Cells {
 		m.WriteByte('\n')
 		m.open("li", "id", string(c.ID))

@@ -44,9 +44,8 @@ const (
 
 // Page gives index.html: one file that needs no other, for any browser.
 func (s *Status) Page() ([]byte, error) {
-	const perCell = 256 // bytes, to begin with
 	var buf bytes.Buffer
-	buf.Grow((len(s.Records) + len(s.Packages)) * perCell)
+	buf.Grow((len(s.Records) + len(s.Packages)) * 2 * perCell)
 	if err := pageTemplate.Execute(&buf, s.page()); err != nil {
 		return nil, fmt.Errorf("cannot make the page: %w", err)
 	}
@@ -212,7 +211,7 @@ type builder struct {
 }
 
 func (s *Status) page() *page {
-	b := &builder{make(map[place][]*outcome), make(map[string]string), make(map[string]string)}
+	b := &builder{make(map[place][]*outcome, len(s.Records)+len(s.Packages)), make(map[string]string), make(map[string]string)}
 	b.addRecords(s.Records)
 	p := &page{
 		CSS: template.CSS(pageCSS), JS: template.JS(pageJS),
@@ -304,7 +303,8 @@ func (b *builder) addPackages(packages []Package) (others []link) {
 	})
 	for _, p := range packages {
 		l := link{show(p.Version), href(p.Filename)}
-		name, ok := strings.CutSuffix(p.Name, "-modules-"+fold(p.Kernel))
+		name, _ := strings.CutSuffix(p.Name, fold(p.Kernel))
+		name, ok := strings.CutSuffix(name, "-modules-")
 		module := cmp.Or(p.Module, name)
 		if p.Kernel == "" || p.Module == "" && !ok {
 			l.Text = show(p.Name) + " " + l.Text
@@ -383,10 +383,12 @@ func (b *builder) matrices(total *counts) []*matrix {
 		for _, k := range sortedKeys(archs[arch].kernels, kernelOrder(arch)) {
 			name := cmp.Or(b.kernels[k], "unknown")
 			r := m.row(name)
+			r.Cells = make([]*cell, 0, len(modules))
+			id := "/" + anchor(escape(k))
 			for i, module := range modules {
 				c := b.cell(place{arch, module, k}, name)
 				if c != nil {
-					c.ID = m.Modules[i].ID + "/" + anchor(escape(k))
+					c.ID = m.Modules[i].ID + id
 				}
 				r.Cells = append(r.Cells, c)
 				total.add(c)
@@ -505,6 +507,9 @@ func show(text string) string {
 		text = text[:maxText*bytesPerRune]
 	}
 	text = diag.Printable(text)
+	if len(text) <= maxText {
+		return text
+	}
 	if runes := []rune(text); len(runes) > maxText {
 		text = string(runes[:maxText-1]) + "…"
 	}
@@ -516,11 +521,9 @@ func href(file string) string {
 	if !filepath.IsLocal(file) {
 		return ""
 	}
-	segments := strings.Split(path.Clean(file), "/")
-	for i, s := range segments {
-		segments[i] = escape(s)
-	}
-	return strings.Join(segments, "/")
+	var b strings.Builder
+	escapeTo(&b, path.Clean(file), "-._~/")
+	return b.String()
 }
 
 // escape percent-encodes all but the unreserved characters of RFC 3986, among
@@ -528,15 +531,27 @@ func href(file string) string {
 // which some servers take for a blank.
 func escape(segment string) string {
 	var b strings.Builder
-	for _, c := range []byte(segment) {
-		if 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~", c) >= 0 {
-			b.WriteByte(c)
-		} else {
-			const digits = "0123456789ABCDEF"
-			b.Write([]byte{'%', digits[c>>4], digits[c&15]})
-		}
-	}
+	escapeTo(&b, segment, "-._~")
 	return b.String()
+}
+
+// escapeTo percent-encodes all but letters, digits and the plain characters.
+func escapeTo(b *strings.Builder, text, plain string) {
+	b.Grow(len(text) + 16)
+	done := 0
+	for i := range len(text) {
+		c := text[i]
+		if 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte(plain, c) >= 0 {
+			continue
+		}
+		const digits = "0123456789ABCDEF"
+		b.WriteString(text[done:i])
+		b.WriteByte('%')
+		b.WriteByte(digits[c>>4])
+		b.WriteByte(digits[c&15])
+		done = i + 1
+	}
+	b.WriteString(text[done:])
 }
 
 // took tells a duration in the unit that people would use.

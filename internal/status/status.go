@@ -85,8 +85,16 @@ func Parse(raw []byte) (*Status, error) {
 }
 
 // ParseRecords is Parse for those who know the packages better: it leaves them
-// out.
+// out, and where they stand as Encode writes them it does not look at them.
 func ParseRecords(raw []byte) (*Status, error) {
+	// No line ends within a JSON string: this is where the list begins.
+	if i := bytes.Index(raw, []byte(packagesBegin)); i >= 0 && bytes.HasSuffix(raw, []byte(packagesEnd)) {
+		s := &Status{}
+		err := decode(slices.Concat(raw[:i], []byte(packagesBegin+packagesEnd)), s)
+		if s, err = s.check(raw, err); err == nil {
+			return s, nil
+		}
+	}
 	s := &struct {
 		Status
 		Packages json.RawMessage `json:"packages"` // hides those of Status
@@ -190,16 +198,22 @@ func (s *Status) Encode() ([]byte, error) {
 	for i := range sorted.Records {
 		e.line(i, &sorted.Records[i])
 	}
-	e.raw("\n],\"packages\":[")
+	e.raw(packagesBegin)
 	for i := range sorted.Packages {
 		e.line(i, &sorted.Packages[i])
 	}
-	e.raw("\n]}\n")
+	e.raw(packagesEnd)
 	if e.err != nil {
 		return nil, fmt.Errorf("cannot encode the status: %w", e.err)
 	}
 	return e.buf.Bytes(), nil
 }
+
+// What Encode writes around the packages.
+const (
+	packagesBegin = "\n],\"packages\":["
+	packagesEnd   = "\n]}\n"
+)
 
 // encoder writes JSON with each element of a list on a line of its own, for line
 // tools and version control.
