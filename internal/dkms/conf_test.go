@@ -1,0 +1,30 @@
+package dkms
+
+import (
+	"testing"
+
+	"gotest.tools/v3/assert"
+)
+
+func TestParseConf(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, out string
+		want      Conf
+	}{
+		{"nothing", "", Conf{}},
+		{"cut off", "post.sh\x00", Conf{}},
+		{"no needs", "\x00keeps\x00", Conf{}},
+		{"an old dkms", "post.sh -a b\x00drops\x00", Conf{PostBuild: "post.sh -a b", DropsSymbols: true}},
+		{"needs", "\x00keeps\x00nvidia\x00spl\x00", Conf{BuildDepends: []string{"nvidia", "spl"}}},
+		{"several in one, and twice", "\x00keeps\x00a b\x00b\x00", Conf{BuildDepends: []string{"a", "b"}}},
+		{"a line end of DOS", "post.sh\r\x00keeps\x00a\r\x00", Conf{PostBuild: "post.sh", BuildDepends: []string{"a"}}},
+		{"no names of modules", "\x00keeps\x00../a\x00-x\x00\x1b[31m\x00\x00", Conf{}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			assert.DeepEqual(t, parseConf(tt.out), tt.want)
+		})
+	}
+}
