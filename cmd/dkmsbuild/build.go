@@ -4,6 +4,7 @@ import (
 	"context"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
+	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/state"
 	"errors"
@@ -12,16 +13,34 @@ import (
 // A builder is one run of this stage.
 type builder struct {
 	*cli.Session
-	opts    *options
-	tree    *rootfs.Tree
-	lists   []string // layers with package lists below a package's, the topmost first
-	fresh   string   // the layer with newer package lists, of this run alone
-	tools   tools    // for what is built in this run
-	kernels []state.Kernel
+	opts     *options
+	tree     *rootfs.Tree
+	lists    []string // layers with package lists below a package's, the topmost first
+	fresh    string   // the layer with newer package lists, of this run alone
+	tools    tools    // for what is built in this run
+	most     slots
+	kernels  []state.Kernel
+	packages []*pkg
+	jobs     []*job
+	graph    graph // of the jobs
+	live     *live
+}
+
+// A pkg is a package of this run.
+type pkg struct {
+	state.Package
+	depends   []string // names in its Depends, and
+	provides  []string // in its Provides, if it was looked up in this run
+	on        []*pkg   // those on which it is installed
+	installed bool
+	notes     []string // messages of its installation
+	brought   []brought
+	modules   []dkms.Module
+	confs     map[string][]dkms.Conf // by kernel, one for each module
 }
 
 func build(ctx context.Context, s *cli.Session, o *options) (err error) {
-	b := &builder{Session: s, opts: o}
+	b := &builder{Session: s, opts: o, most: o.slots()}
 	if b.tree, err = openTree(s.Doc); err != nil {
 		return err
 	}
@@ -44,12 +63,13 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	if err := b.choosePackages(ctx); err != nil {
 		return err
 	}
-	for i := range s.Doc.Packages {
-		if err := b.buildPackage(ctx, &s.Doc.Packages[i]); err != nil {
-			return err
-		}
+	b.live = newLive(s.Msg)
+	defer b.live.Done("")
+	if err := b.installAll(ctx); err != nil {
+		return err
 	}
-	return nil
+	b.planJobs()
+	return b.runJobs(ctx)
 }
 
 // openTree opens the document's tree. A document that cannot be worked on is

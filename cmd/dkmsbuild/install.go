@@ -7,12 +7,17 @@ import (
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+
+	"github.com/google/renameio/v2"
 )
 
 func (b *builder) spec(root sandbox.Root) sandbox.Spec {
@@ -30,36 +35,221 @@ func orRequest(p state.Package) string {
 	return p.Request
 }
 
-// installInTime is install with the time limit of a build: packages' scripts and
-// dkms.conf are programs, too.
-func (b *builder) installInTime(ctx context.Context, p *state.Package, watch io.Writer) ([]dkms.Module, error) {
-	limited, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, dkms.ErrTimeout)
-	defer cancel()
-	modules, err := b.install(limited, p, watch)
-	if errors.Is(err, dkms.ErrTimeout) {
-		return nil, fmt.Errorf("timed out after %s", b.opts.timeout)
+// installAll installs all packages that are not installed yet, side by side, and
+// those of other DKMS packages that apt brought along, and learns what their
+// dkms.conf files say. What fails is recorded in the package.
+func (b *builder) installAll(ctx context.Context) error {
+	ready := func(p *pkg) bool { return p.confs != nil || p.Error != "" }
+	for !all(b.packages, ready) { // those that were brought along come after those that need them
+		g := b.orderInstalls()
+		settled := func(i int) bool { return ready(b.packages[i]) }
+		err := schedule(ctx, g, settled, b.most, func(i, _ int) error { return b.prepare(ctx, b.packages[i]) }, func(int) {})
+		if err != nil {
+			return err
+		}
+		if err := b.settle(ctx); err != nil {
+			return err
+		}
 	}
-	return modules, err
+	b.dropBuilds()
+	b.save()
+	return nil
 }
 
-// install makes the package's layer and returns its modules.
-func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer) (modules []dkms.Module, err error) {
-	name := packageLayer(*p)
-	dir, err := b.tree.Record(name)
+func all[T any](list []T, is func(T) bool) bool {
+	return !slices.ContainsFunc(list, func(e T) bool { return !is(e) })
+}
+
+// dropBuilds removes what was built of packages that nothing depends on any more.
+func (b *builder) dropBuilds() {
+	for _, gone := range b.neededBefore() {
+		if !slices.ContainsFunc(b.packages, func(p *pkg) bool { return p.Name == gone.Name }) {
+			b.Doc.Builds = slices.DeleteFunc(b.Doc.Builds, func(r state.Build) bool { return r.Package == gone.Name })
+		}
+	}
+}
+
+// orderInstalls has each package stand on those that it depends on, so that apt does
+// not fetch what is given in another version or as a file.
+func (b *builder) orderInstalls() graph {
+	g := make(graph, len(b.packages))
+	for i, p := range b.packages {
+		for j, q := range b.packages {
+			if i != j && p.Kind != state.KindSource && q.Kind != state.KindSource && !p.installed && p.dependsOn(q) {
+				g[i] = append(g[i], need{job: j})
+			}
+		}
+	}
+	g.untie()
+	for i, p := range b.packages {
+		if p.installed {
+			continue
+		}
+		p.on = nil
+		for _, n := range g[i] {
+			p.on = append(p.on, b.packages[n.job])
+		}
+	}
+	return g
+}
+
+func (p *pkg) dependsOn(q *pkg) bool {
+	return slices.ContainsFunc(p.depends, func(name string) bool { return name == q.Name || slices.Contains(q.provides, name) })
+}
+
+// prepare installs a package and evaluates its dkms.conf files.
+func (b *builder) prepare(ctx context.Context, p *pkg) error {
+	done := b.live.begin("installing " + orRequest(p.Package))
+	defer done()
+	if !p.installed {
+		err := b.installInTime(ctx, p)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			p.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
+			return nil
+		}
+		p.installed = true
+	}
+	modules, err := dkms.Added(b.tree.LayerPath(p.Layer))
+	if err != nil {
+		p.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
+		return nil
+	}
+	p.modules = modules
+	p.confs, err = b.readConfs(ctx, p)
+	return err
+}
+
+// readConfs evaluates the dkms.conf files of a package for all kernels. What they say
+// is kept beside the package's layer.
+func (b *builder) readConfs(ctx context.Context, p *pkg) (map[string][]dkms.Conf, error) {
+	dir, err := b.tree.Record(p.Layer)
 	if err != nil {
 		return nil, err
+	}
+	confs := map[string][]dkms.Conf{}
+	for _, k := range b.kernels {
+		file := filepath.Join(dir, rootfs.LayerName("conf", k.Layer, b.Doc.Tree.DKMS)+".json")
+		var list []dkms.Conf
+		if err := readJSON(file, &list); err == nil && len(list) == len(p.modules) {
+			confs[k.Release] = list
+			continue
+		}
+		list = nil
+		spec := b.spec(b.tree.Root(append(b.layersOf(p.Package), k.Layer, b.Doc.Tree.Base)...))
+		for _, m := range p.modules {
+			conf, err := dkms.ReadConf(ctx, spec, k.Release, m)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, conf)
+		}
+		if err := writeJSON(file, list); err != nil {
+			return nil, err
+		}
+		confs[k.Release] = list
+	}
+	return confs, nil
+}
+
+func readJSON(file string, v any) error {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, v)
+}
+
+func writeJSON(file string, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(file, raw, 0o644)
+}
+
+// layersOf are the layers of a package and of those that it depends on, the topmost
+// first, without kernel and base.
+func (b *builder) layersOf(p state.Package) []string {
+	return packageLayers(p, func(name string) *state.Package {
+		for _, q := range b.packages {
+			if q.Name == name {
+				return &q.Package
+			}
+		}
+		return nil
+	})
+}
+
+// packageLayers are the layers of packages and of those that they depend on, which
+// find finds, the topmost first. Those of build packages come last.
+func packageLayers(p state.Package, find func(name string) *state.Package) (list []string) {
+	list = append(list, p.Layer)
+	tools := []string{p.ToolsLayer}
+	for _, name := range p.Depends { // has all of them, over however many steps
+		if q := find(name); q != nil {
+			list, tools = append(list, q.Layer), append(tools, q.ToolsLayer)
+		}
+	}
+	return unique(append(list, tools...))
+}
+
+// unique leaves out empty names, and those that came before.
+func unique(names []string) (list []string) {
+	for _, n := range names {
+		if n != "" && !slices.Contains(list, n) {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+// installInTime is install with the time limit of a build: packages' scripts and
+// dkms.conf are programs, too.
+func (b *builder) installInTime(ctx context.Context, p *pkg) error {
+	limited, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, dkms.ErrTimeout)
+	defer cancel()
+	err := b.install(limited, p)
+	if errors.Is(err, dkms.ErrTimeout) {
+		return fmt.Errorf("timed out after %s", b.opts.timeout)
+	}
+	return err
+}
+
+// A brought package is one with DKMS modules that apt installed because another one
+// depends on it.
+type brought struct{ Name, Version string }
+
+// install makes the package's layer.
+func (b *builder) install(ctx context.Context, p *pkg) (err error) {
+	name := packageLayer(p)
+	dir, err := b.tree.Record(name)
+	if err != nil {
+		return err
 	}
 	log, err := os.OpenFile(filepath.Join(dir, "install.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-	out := io.MultiWriter(log, watch)
+	var below []string
+	for _, q := range p.on {
+		if q.Error != "" {
+			return fmt.Errorf("needs %s, which cannot be installed", q.Name)
+		}
+		below = append(below, b.layersOf(q.Package)...)
+		p.Depends = append(p.Depends, append([]string{q.Name}, q.Depends...)...)
+	}
+	p.Depends = unique(p.Depends)
+	out := io.MultiWriter(log, b.live)
+	list := filepath.Join(dir, "brought.json")
 	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: name, On: append(layers(p.ToolsLayer), b.lists...),
+		Name: name, On: unique(append(append(below, p.ToolsLayer), b.lists...)),
 		Make: func(root sandbox.Root) error {
 			inside := b.inside(root, out)
-			sources, err := b.unpack(ctx, *p, inside)
+			sources, err := b.unpack(ctx, p, inside)
 			if err != nil {
 				return err
 			}
@@ -67,38 +257,104 @@ func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer
 			if err != nil {
 				return err
 			}
-			if len(added) == 0 {
+			if len(added) == 0 && len(p.brought) == 0 && len(p.on) == 0 {
 				return errors.New("it brings no DKMS module: none of its files is a /usr/src/*/dkms.conf")
 			}
-			return saveDoc(ctx, inside, *p, dir)
+			return errors.Join(writeJSON(list, p.brought), saveDoc(ctx, inside, p.Package, dir))
 		},
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if modules, err = dkms.Added(b.tree.LayerPath(name)); err != nil {
-		return nil, err
-	}
-	if p.Kind == state.KindSource {
-		for _, o := range b.Doc.Packages {
-			if o.Request != p.Request && o.Name == modules[0].Name && o.Layer != "" {
-				return nil, fmt.Errorf("%s brings a package %s, too", o.Request, o.Name)
-			}
-		}
-		p.Name, p.Version = modules[0].Name, modules[0].Version
+	if err := readJSON(list, &p.brought); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	p.Layer, p.Doc = name, dir
-	return modules, nil
+	return nil
+}
+
+// settle looks at what the installed packages turned out to be: in their order, so
+// that it does not depend on which was there first.
+func (b *builder) settle(ctx context.Context) error {
+	for i := 0; i < len(b.packages); i++ {
+		p := b.packages[i]
+		for _, note := range p.notes {
+			b.Msg.Info("%s: %s", p.Name, note)
+		}
+		p.notes = nil
+		if p.Error != "" {
+			continue
+		}
+		if p.Kind == state.KindSource && p.Version == "" {
+			b.nameSource(p, b.packages[:i])
+		}
+		for _, q := range p.brought {
+			p.Depends = unique(append(p.Depends, q.Name))
+		}
+		for _, name := range p.Depends {
+			if slices.ContainsFunc(b.packages, func(q *pkg) bool { return q.Kind != state.KindSource && q.Name == name }) {
+				continue
+			}
+			q, err := b.needed(ctx, p, name)
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if err != nil {
+				p.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
+				break
+			}
+			b.Msg.Info("%s depends on %s, which has modules, too", p.Name, q.Name)
+			b.packages = slices.Insert(b.packages, i, q)
+			i++
+		}
+	}
+	return nil
+}
+
+// nameSource gives a source directory the name that its dkms.conf has for it.
+func (b *builder) nameSource(p *pkg, before []*pkg) {
+	m := p.modules[0]
+	for _, o := range before {
+		if o.Name == m.Name && o.Error == "" {
+			p.Error = fmt.Sprintf("%s brings a package %s, too", o.Request, o.Name)
+			return
+		}
+	}
+	p.Name, p.Version = m.Name, m.Version
+}
+
+// needed is the package of that name that apt brought along, or would.
+func (b *builder) needed(ctx context.Context, p *pkg, name string) (*pkg, error) {
+	version := ""
+	for _, q := range p.brought {
+		if q.Name == name {
+			version = q.Version
+		}
+	}
+	for _, q := range b.neededBefore() {
+		if q.Name == name && (version == "" || version == q.Version) && q.Error == "" && b.tree.HasLayer(q.Layer) {
+			return &pkg{Package: q, installed: true}, nil
+		}
+	}
+	request := name
+	if version != "" {
+		request += "=" + version
+	}
+	q, err := resolveOne(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), request)
+	if err != nil {
+		return nil, fmt.Errorf("%s depends on %s: %w", p.Name, name, err)
+	}
+	q.Needed, q.Tools, q.ToolsLayer = true, p.Tools, p.ToolsLayer
+	return q, nil
 }
 
 // packageLayer is the name of the layer in which a package is installed.
-func packageLayer(p state.Package) string {
-	return rootfs.LayerName("package", append([]string{p.Kind, p.Name, p.Version, p.Digest}, p.Tools...)...)
-}
-
-// layers leaves out those that there is no need for.
-func layers(names ...string) []string {
-	return slices.DeleteFunc(names, func(n string) bool { return n == "" })
+func packageLayer(p *pkg) string {
+	parts := append([]string{p.Kind, p.Name, p.Version, p.Digest}, p.Tools...)
+	for _, q := range p.on {
+		parts = append(parts, "on "+q.Layer)
+	}
+	return rootfs.LayerName("package", parts...)
 }
 
 // copied is where a given source directory is copied to; dkms add copies it once
@@ -106,8 +362,8 @@ func layers(names ...string) []string {
 const copied = "/usr/src/dkms2bin-given"
 
 // unpack puts the package into the tree and returns its source directories
-// there.
-func (b *builder) unpack(ctx context.Context, p state.Package, inside apt.Inside) ([]string, error) {
+// there. It notes the other DKMS packages that came along.
+func (b *builder) unpack(ctx context.Context, p *pkg, inside apt.Inside) ([]string, error) {
 	const given = "/run/dkms2bin/given"
 	switch p.Kind {
 	case state.KindSource:
@@ -128,19 +384,60 @@ func (b *builder) unpack(ctx context.Context, p state.Package, inside apt.Inside
 		if ctx.Err() != nil || !failedOnItsOwn(ctx, inside, p.Name) {
 			return nil, err
 		}
-		b.Msg.Info("%s: its postinst, which calls dkms itself, failed; going on without: %v", p.Name, err)
+		p.notes = append(p.notes, fmt.Sprintf("its postinst, which calls dkms itself, failed; going on without: %v", err))
 	}
 	if err := inside.Clean(ctx); err != nil {
 		return nil, err
 	}
+	return ownSources(ctx, p, inside)
+}
+
+// ownSources are the package's source directories: those of its files, or else those
+// that its scripts unpacked. Those of other packages that are new in the layer are noted.
+func ownSources(ctx context.Context, p *pkg, inside apt.Inside) ([]string, error) {
 	files, err := inside.Files(ctx, p.Name)
 	if err != nil {
 		return nil, err
 	}
-	if sources := dkms.Sources(files); len(sources) > 0 {
-		return sources, nil
+	own := dkms.Sources(files)
+	found, err := dkms.SourcesIn(inside.Spec.Root.Upper)
+	if err != nil {
+		return nil, err
 	}
-	return dkms.SourcesIn(inside.Spec.Root.Upper)
+	found = slices.DeleteFunc(found, func(dir string) bool { return slices.Contains(own, dir) })
+	if len(found) == 0 {
+		return own, nil
+	}
+	owners, err := inside.Owners(ctx, confsOf(found)...)
+	if err != nil {
+		return nil, err
+	}
+	versions, err := inside.Installed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var unpacked []string
+	for _, dir := range found {
+		i := slices.IndexFunc(owners, func(o apt.Owner) bool { return o.Path == dir+"/dkms.conf" })
+		if i < 0 {
+			unpacked = append(unpacked, dir)
+			continue
+		}
+		if q := (brought{owners[i].Package, versions[owners[i].Package]}); !slices.Contains(p.brought, q) {
+			p.brought = append(p.brought, q)
+		}
+	}
+	if len(own) == 0 {
+		own = unpacked
+	}
+	return own, nil
+}
+
+func confsOf(dirs []string) (files []string) {
+	for _, dir := range dirs {
+		files = append(files, dir+"/dkms.conf")
+	}
+	return files
 }
 
 // failedOnItsOwn says that nothing but the postinst of the package failed, and that

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"dkms2bin/internal/cli"
+	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
@@ -47,6 +48,9 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	var requests []string
 	kept := map[string]state.Package{}
 	for _, p := range b.Doc.Packages {
+		if p.Needed { // that shows again when those that need it are installed
+			continue
+		}
 		requests = append(requests, p.Request)
 		if b.isGood(p) {
 			kept[p.Request] = p
@@ -77,6 +81,11 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	open := slices.DeleteFunc(slices.Clone(requests), func(r string) bool { _, ok := kept[r]; return ok })
 	b.lists = []string{b.Doc.Tree.Base}
 	if len(open) == 0 {
+		for _, p := range b.Doc.Packages {
+			if !p.Needed {
+				b.packages = append(b.packages, &pkg{Package: p, installed: true})
+			}
+		}
 		return nil
 	}
 	// What failed may have been mended in the archive since.
@@ -95,25 +104,45 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	}
 	// A package that is asked for anew takes the place of the one of that name.
 	supersedes := func(p state.Package) bool {
-		return slices.ContainsFunc(resolved, func(n state.Package) bool { return n.Name == p.Name && n.Request != p.Request })
+		return slices.ContainsFunc(resolved, func(n *pkg) bool { return n.Name == p.Name && n.Request != p.Request })
 	}
-	var packages []state.Package
 	for _, r := range requests {
 		if p, ok := kept[r]; ok {
 			if p.Kind == state.KindSource || !supersedes(p) {
-				packages = append(packages, p)
+				b.packages = append(b.packages, &pkg{Package: p, installed: true})
 			}
 			continue
 		}
-		if i := slices.IndexFunc(resolved, func(p state.Package) bool { return p.Request == r }); i >= 0 {
-			packages = append(packages, resolved[i])
+		if i := slices.IndexFunc(resolved, func(p *pkg) bool { return p.Request == r }); i >= 0 {
+			resolved[i].Tools, resolved[i].ToolsLayer = b.tools.packages, b.tools.layer
+			b.packages = append(b.packages, resolved[i])
 		}
 	}
-	b.Doc.Packages = packages
+	b.save(b.neededBefore()...)
 	return nil
 }
 
-// isGood says that nothing of the package is to be done for the chosen kernels.
+// neededBefore are the packages of the document that were not asked for.
+func (b *builder) neededBefore() (list []state.Package) {
+	for _, p := range b.Doc.Packages {
+		if p.Needed {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// save puts the packages of this run into the document, and others after them.
+func (b *builder) save(others ...state.Package) {
+	var list []state.Package
+	for _, p := range b.packages {
+		list = append(list, p.Package)
+	}
+	b.Doc.Packages = append(list, others...)
+}
+
+// isGood says that nothing of the package is to be done for the chosen kernels, as
+// long as what it was built upon is the same.
 func (b *builder) isGood(p state.Package) bool {
 	if p.Error != "" || p.Layer == "" || !b.tree.HasLayer(p.Layer) || p.ToolsLayer != "" && !b.tree.HasLayer(p.ToolsLayer) {
 		return false
@@ -124,28 +153,23 @@ func (b *builder) isGood(p state.Package) bool {
 			return false
 		}
 	}
+	modules, err := dkms.Added(b.tree.LayerPath(p.Layer))
+	if err != nil {
+		return false
+	}
 	for _, k := range b.kernels {
-		n := 0
-		for _, r := range b.Doc.Builds {
-			if r.Package == p.Name && r.Kernel == k.Release {
-				if n++; !b.isGoodBuild(r, p, k) {
-					return false
-				}
+		for _, m := range modules {
+			r := b.find(p.Name, m, k)
+			if r == nil || r.Status == state.Failed || !b.hasResult(*r) {
+				return false
 			}
-		}
-		if n == 0 {
-			return false
 		}
 	}
 	return true
 }
 
-// isGoodBuild says that a record's results are there, unchanged, and were made
-// from what would be used now.
-func (b *builder) isGoodBuild(r state.Build, p state.Package, k state.Kernel) bool {
-	if r.Status == state.Failed || r.Source != b.sourceDigest(p, k) {
-		return false
-	}
+// hasResult says that what came of a build is there, unchanged.
+func (b *builder) hasResult(r state.Build) bool {
 	if r.Status == state.Skipped {
 		return true
 	}
@@ -153,12 +177,16 @@ func (b *builder) isGoodBuild(r state.Build, p state.Package, k state.Kernel) bo
 	return err == nil && digest == r.ArchiveDigest
 }
 
-// sourceDigest stands for everything that a build is made from.
-func (b *builder) sourceDigest(p state.Package, k state.Kernel) string {
+// sourceDigest stands for everything that a build is made from: further parts, which
+// few builds have, are named.
+func (b *builder) sourceDigest(p state.Package, k state.Kernel, further ...string) string {
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%q %q %q %q %q %q %q", p.Name, p.Version, p.Digest, k.Headers, k.Version, b.Doc.Tree.DKMS, b.Doc.Tree.Compiler)
 	if len(p.Tools) > 0 {
 		fmt.Fprintf(sum, " %q", p.Tools)
+	}
+	for _, f := range further {
+		fmt.Fprintf(sum, " %s", f)
 	}
 	return hex.EncodeToString(sum.Sum(nil))
 }

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/state"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // record puts the records of a package and kernel into the document, in place of
@@ -40,11 +42,72 @@ func (b *builder) record(p state.Package, k state.Kernel, modules []dkms.Module,
 	b.Doc.Builds = all
 }
 
+// A reporter writes what came of the jobs, in their order, whichever ended first: a
+// line for each package and kernel, and a warning for each failure.
+type reporter struct {
+	*builder
+	next int // the first job that is not reported
+}
+
+// advance reports the packages and kernels whose jobs have all ended.
+func (r *reporter) advance() {
+	for r.next < len(r.jobs) {
+		group := r.group()
+		if !all(group, func(j *job) bool { return j.done }) {
+			return
+		}
+		r.take(group)
+		if !all(group, func(j *job) bool { return j.old }) {
+			r.report(group)
+		}
+	}
+}
+
+// finish reports what is left after an error or an interruption.
+func (r *reporter) finish(ctx context.Context) {
+	for r.advance(); r.next < len(r.jobs); r.advance() {
+		group := r.group()
+		r.take(group)
+		if !all(group, func(j *job) bool { return !j.begun }) {
+			outcome := "ERROR"
+			if ctx.Err() != nil {
+				outcome = "INTERRUPTED"
+			}
+			r.line(group, outcome)
+		}
+	}
+}
+
+// group are the jobs of a package and kernel that are reported next.
+func (r *reporter) group() []*job {
+	end := r.next
+	for end < len(r.jobs) && r.jobs[end].pkg == r.jobs[r.next].pkg && r.jobs[end].kernel.Release == r.jobs[r.next].kernel.Release {
+		end++
+	}
+	return r.jobs[r.next:end]
+}
+
+// take records a group.
+func (r *reporter) take(group []*job) {
+	var records []state.Build
+	for _, j := range group {
+		if j.done {
+			records = append(records, j.record)
+		}
+	}
+	r.record(group[0].pkg.Package, group[0].kernel, group[0].pkg.modules, records)
+	r.next += len(group)
+}
+
+func (r *reporter) line(group []*job, outcome string) {
+	r.Msg.Announce("installing %s package, building for %s .. %s", orRequest(group[0].pkg.Package), group[0].kernel.Release, outcome)
+}
+
 // report writes what came of a package for a kernel.
-func (b *builder) report(p state.Package, k state.Kernel, records []state.Build, step *cli.Step) {
+func (r *reporter) report(group []*job) {
 	built, failed := 0, 0
-	for _, r := range records {
-		switch r.Status {
+	for _, j := range group {
+		switch j.record.Status {
 		case state.Built:
 			built++
 		case state.Failed:
@@ -53,29 +116,58 @@ func (b *builder) report(p state.Package, k state.Kernel, records []state.Build,
 	}
 	switch {
 	case failed > 0:
-		step.Done("FAILED")
+		r.line(group, "FAILED")
 	case built == 0:
-		step.Done("SKIPPED")
+		r.line(group, "SKIPPED")
 	default:
-		step.Done("OK")
+		r.line(group, "OK")
 	}
-	for _, r := range records {
-		what := strings.TrimSpace(r.Module + " " + r.ModuleVersion)
+	for _, j := range group {
+		b := j.record
 		switch {
-		case r.Status == state.Failed && r.Module == "":
-			b.Msg.Warn("%s: %s", r.Package, r.Reason)
-			b.Msg.Hint("the whole log is %s", r.Log)
-		case r.Status == state.Failed:
-			b.Msg.Warn("%s: cannot build %s for %s: %s", r.Package, what, k.Release, r.Reason)
-			if r.Hint != "" {
-				b.Msg.Hint("%s", r.Hint)
+		case b.Status == state.Failed && b.Module == "":
+			r.Msg.Warn("%s: %s", b.Package, b.Reason)
+			r.Msg.Hint("the whole log is %s", b.Log)
+		case b.Status == state.Failed:
+			r.Msg.Warn("%s: cannot build %s for %s: %s", b.Package, j, b.Kernel, b.Reason)
+			if b.Hint != "" {
+				r.Msg.Hint("%s", b.Hint)
 			}
-			b.Msg.Hint("the whole log is %s", r.Log)
-		case r.Status == state.Skipped:
-			b.Msg.Info("%s: %s is not meant for %s: %s", r.Package, what, k.Release, r.Reason)
+			r.Msg.Hint("the whole log is %s", b.Log)
+		case b.Status == state.Skipped:
+			r.Msg.Info("%s: %s is not meant for %s: %s", b.Package, j, b.Kernel, b.Reason)
 		}
 	}
-	if k.Requested && built == 0 && failed == 0 {
-		b.Msg.Warn("%s yields nothing for %s", orRequest(p), k.Release)
+	if k := group[0].kernel; k.Requested && built == 0 && failed == 0 {
+		r.Msg.Warn("%s yields nothing for %s", orRequest(group[0].pkg.Package), k.Release)
+	}
+}
+
+// A live shows on a terminal what is at work, and the last line that it printed.
+type live struct {
+	*cli.Step
+	mu   sync.Mutex
+	work []string // in the order in which it began
+}
+
+func newLive(m *cli.Messenger) *live { return &live{Step: m.Wait("looking at the packages")} }
+
+// begin adds what is at work, until the returned function is called.
+func (l *live) begin(text string) (done func()) {
+	l.change(func() { l.work = append(l.work, text) })
+	return func() {
+		l.change(func() {
+			i := slices.Index(l.work, text)
+			l.work = slices.Delete(l.work, i, i+1)
+		})
+	}
+}
+
+func (l *live) change(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f()
+	if len(l.work) > 0 {
+		l.Show("%s", strings.Join(l.work, ", "))
 	}
 }

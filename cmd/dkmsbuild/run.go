@@ -2,134 +2,156 @@ package main
 
 import (
 	"context"
-	"dkms2bin/internal/cli"
 	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
 
-// buildPackage installs one package and builds its modules for all kernels. What
-// fails is recorded; an error means that the stage cannot go on.
-func (b *builder) buildPackage(ctx context.Context, p *state.Package) error {
-	var modules []dkms.Module
-	if b.isGood(*p) {
-		return nil
-	}
-	p.Tools, p.ToolsLayer = b.tools.packages, b.tools.layer
-	for _, k := range b.kernels {
-		step := b.Msg.Step("installing %s package, building for %s", orRequest(*p), k.Release)
-		if modules == nil && p.Error == "" {
-			found, err := b.installInTime(ctx, p, step)
-			if ctx.Err() != nil {
-				step.Done("INTERRUPTED")
-				return context.Cause(ctx)
-			}
-			if err != nil {
-				p.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
-			}
-			modules = found
-		}
-		records, err := b.buildModules(ctx, *p, k, modules, step)
-		b.record(*p, k, modules, records)
-		if ctx.Err() != nil {
-			step.Done("INTERRUPTED")
-			return context.Cause(ctx)
-		}
-		if err != nil {
-			step.Done("ERROR")
-			return err
-		}
-		b.report(*p, k, records, step)
-	}
-	return nil
+// runJobs builds what is not good, side by side. Whatever happens, what was done is
+// recorded in the document. An error means that the stage cannot go on.
+func (b *builder) runJobs(ctx context.Context) error {
+	r := &reporter{builder: b}
+	settled := func(i int) bool { return b.jobs[i].old }
+	err := schedule(ctx, b.graph, settled, b.most, func(i, cores int) error { return b.runJob(ctx, i, cores) }, func(i int) {
+		b.jobs[i].done = true
+		r.advance()
+	})
+	r.finish(ctx)
+	return err
 }
 
-// buildModules builds the package's modules for one kernel, each in a layer of
-// its own. Records that are good are kept.
-func (b *builder) buildModules(ctx context.Context, p state.Package, k state.Kernel, modules []dkms.Module, step *cli.Step) ([]state.Build, error) {
-	if p.Error != "" {
-		r := state.Build{Package: p.Name, Kernel: k.Release, Status: state.Failed, Stage: "dkmsbuild", Reason: "cannot install it: " + p.Error}
-		if p.Kind == state.KindSource {
-			r.Package = p.Request // its name is known once dkms has read it
+// runJob builds one module for one kernel, and fills the job's record.
+func (b *builder) runJob(ctx context.Context, i, cores int) error {
+	j := b.jobs[i]
+	j.begun = true
+	done := b.live.begin(fmt.Sprintf("building %s for %s", j, j.kernel.Release))
+	defer done()
+	j.record = state.Build{Package: j.pkg.Name, Kernel: j.kernel.Release, Status: state.Failed, Stage: "dkmsbuild"}
+	if j.pkg.Error != "" {
+		if j.pkg.Kind == state.KindSource {
+			j.record.Package = j.pkg.Request // its name is known once dkms has read it
 		}
-		dir, err := b.tree.Record(packageLayer(p))
-		if err != nil {
-			return nil, err
-		}
-		r.Log = filepath.Join(dir, "install.log")
-		return []state.Build{r}, nil
+		j.record.Reason = "cannot install it: " + j.pkg.Error
+		dir, err := b.tree.Record(packageLayer(j.pkg))
+		j.record.Log = filepath.Join(dir, "install.log")
+		return err
 	}
-	var records []state.Build
-	for _, m := range modules {
-		if old := b.find(p.Name, m, k); old != nil && b.isGoodBuild(*old, p, k) {
-			records = append(records, *old)
-			continue
-		}
-		r, err := b.buildOne(ctx, p, k, m, step)
-		if err != nil {
-			return records, err
-		}
-		records = append(records, r)
+	j.record.PackageVersion, j.record.Module, j.record.ModuleVersion = j.pkg.Version, j.module.Name, j.module.Version
+	j.record.Source = j.source
+	err := b.buildModule(ctx, i, cores)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	return records, nil
+	return err
 }
 
-func (b *builder) buildOne(ctx context.Context, p state.Package, k state.Kernel, m dkms.Module, watch io.Writer) (state.Build, error) {
+// buildModule builds a module in a layer of its own, or finds out why it cannot be
+// built.
+func (b *builder) buildModule(ctx context.Context, i, cores int) error {
+	j := b.jobs[i]
 	// Each build has a name of its own, so that no document loses what it names to
 	// another run in the same tree.
 	start := time.Now()
-	layer := rootfs.LayerName("build", p.Name, m.Name, m.Version, k.Release, fmt.Sprint(start.UnixNano(), os.Getpid()))
+	layer := rootfs.LayerName("build", j.pkg.Name, j.module.Name, j.module.Version, j.kernel.Release, fmt.Sprint(start.UnixNano(), os.Getpid()))
 	dir, err := b.tree.Record(layer)
 	if err != nil {
-		return state.Build{}, err
+		return err
 	}
-	file := strings.ReplaceAll(fmt.Sprintf("%s-%s-%s", m.Name, m.Version, k.Release), "/", "_")
-	r := state.Build{
-		Package: p.Name, PackageVersion: p.Version, Module: m.Name, ModuleVersion: m.Version, Kernel: k.Release, Layer: layer,
-		Source: b.sourceDigest(p, k), Log: filepath.Join(dir, file+".log"),
-		Started: start.UTC().Truncate(time.Second),
+	file := filepath.Join(dir, strings.ReplaceAll(fmt.Sprintf("%s-%s-%s", j.module.Name, j.module.Version, j.kernel.Release), "/", "_"))
+	spec := dkms.BuildSpec{
+		Module: j.module, Conf: j.conf, Kernel: j.kernel.Release, Timeout: b.opts.timeout, Jobs: cores,
+		KeepSymbols: j.needed, Watch: b.live, Archive: file + ".dkms.tar.gz", Log: file + ".log",
 	}
-	archive := filepath.Join(dir, file+".dkms.tar.gz")
+	for _, n := range b.graph.closure(i, b.notBuilt) {
+		spec.Needs = append(spec.Needs, b.jobs[n].module)
+	}
+	for _, n := range b.graph[i] {
+		if o := b.jobs[n.job]; o.record.Status == state.Built {
+			j.record.Depends = append(j.record.Depends, o.module.Name+"/"+o.module.Version)
+		}
+	}
 	var res dkms.Result
 	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: layer, On: layers(p.Layer, p.ToolsLayer, k.Layer, b.Doc.Tree.Base),
+		Name: layer, On: b.layersBelow(i),
 		Make: func(root sandbox.Root) (err error) {
-			res, err = dkms.Build(ctx, dkms.BuildSpec{
-				Spec: b.spec(root), Module: m, Kernel: k.Release, Timeout: b.opts.timeout,
-				Watch: watch, Archive: archive, Log: r.Log,
-			})
+			spec.Spec = b.spec(root)
+			if reason := b.unbuilt(i); reason != "" {
+				res, err = b.refuse(ctx, spec, reason)
+				return err
+			}
+			res, err = dkms.Build(ctx, spec)
 			return err
 		},
 	})
-	if ctx.Err() != nil {
-		return r, context.Cause(ctx)
-	}
 	if err != nil {
-		return r, err
+		return err
 	}
-	r.Seconds = float64(time.Since(start).Milliseconds()) / 1000
+	j.record.Layer, j.record.Log = layer, spec.Log
+	j.record.Started, j.record.Seconds = start.UTC().Truncate(time.Second), float64(time.Since(start).Milliseconds())/1000
+	return b.take(ctx, i, res, spec.Archive)
+}
+
+// take puts the result of a build into the job's record.
+func (b *builder) take(ctx context.Context, i int, res dkms.Result, archive string) (err error) {
+	j := b.jobs[i]
+	r := &j.record
 	switch res.Outcome {
 	case dkms.OutcomeBuilt:
-		r.Status, r.Archive = state.Built, archive
-		if r.ArchiveDigest, err = state.FileDigest(archive); err != nil {
-			return r, err
-		}
+		r.Status, r.Stage, r.Archive = state.Built, "", archive
+		r.ArchiveDigest, err = state.FileDigest(archive)
 	case dkms.OutcomeSkipped:
-		r.Status, r.Reason = state.Skipped, res.Reason
+		r.Status, r.Stage, r.Reason = state.Skipped, "", res.Reason
 	default:
-		r.Status, r.Reason, r.Stage = state.Failed, res.Reason, "dkmsbuild"
-		if r.Hint, err = b.missingHint(ctx, p, strings.Fields(res.Missing)); err != nil {
-			return r, err
+		r.Reason = res.Reason
+		if missed := b.excluded(i); missed != "" {
+			r.Reason = missed + ": " + res.Reason
 		}
+		if len(j.unmet) > 0 {
+			r.Hint = fmt.Sprintf("its BUILD_DEPENDS names %s, which no package here brings: add one that does to --dkms", strings.Join(j.unmet, ", "))
+			return nil
+		}
+		r.Hint, err = b.missingHint(ctx, j.pkg.Package, strings.Fields(res.Missing))
 	}
-	return r, nil
+	return err
+}
+
+// refuse is the result of a module that lacks what it needs. One that is not meant for
+// the kernel is skipped all the same.
+func (b *builder) refuse(ctx context.Context, spec dkms.BuildSpec, reason string) (res dkms.Result, err error) {
+	limited, cancel := context.WithTimeout(ctx, spec.Timeout)
+	defer cancel()
+	text, excluded, err := dkms.Excluded(limited, spec.Spec, spec.Module, spec.Kernel)
+	switch {
+	case ctx.Err() != nil:
+		return res, err
+	case err == nil && excluded:
+		return dkms.Result{Outcome: dkms.OutcomeSkipped, Reason: text}, nil
+	}
+	return dkms.Result{Outcome: dkms.OutcomeFailed, Reason: reason}, os.WriteFile(spec.Log, []byte(reason+"\n"), 0o644)
+}
+
+func (b *builder) notBuilt(i int) bool { return b.jobs[i].record.Status != state.Built }
+
+// layersBelow are the layers on which a job's build stands, the topmost first: those in
+// which what it needs was built, then the packages, the kernel's headers and the base.
+func (b *builder) layersBelow(i int) []string {
+	j := b.jobs[i]
+	var builds []string
+	packages := b.layersOf(j.pkg.Package)
+	for _, n := range b.graph.closure(i, b.notBuilt) {
+		o := b.jobs[n]
+		builds = append(builds, o.record.Layer)
+		packages = append(packages, b.layersOf(o.pkg.Package)...)
+	}
+	slices.Reverse(builds)
+	return unique(append(append(builds, packages...), j.kernel.Layer, b.Doc.Tree.Base))
 }
 
 func (b *builder) find(pkg string, m dkms.Module, k state.Kernel) *state.Build {
