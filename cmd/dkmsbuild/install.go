@@ -138,18 +138,23 @@ func (b *builder) readConfs(ctx context.Context, p *pkg) (map[string][]dkms.Conf
 			continue
 		}
 		list = nil
+		whole := true
 		spec := b.spec(b.tree.Root(append(b.layersOf(p.Package), k.Layer, b.Doc.Tree.Base)...))
 		for _, m := range p.modules {
 			conf, err := dkms.ReadConf(ctx, spec, k.Release, m)
-			if err != nil {
+			whole = whole && err == nil
+			if err != nil && !errors.Is(err, dkms.ErrConf) {
 				return nil, err
 			}
 			list = append(list, conf)
 		}
+		confs[k.Release] = list
+		if !whole {
+			continue
+		}
 		if err := writeJSON(file, list); err != nil {
 			return nil, err
 		}
-		confs[k.Release] = list
 	}
 	return confs, nil
 }

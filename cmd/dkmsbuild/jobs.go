@@ -132,7 +132,7 @@ func (b *builder) digest(i int) string {
 	if j.needed && j.conf.DropsSymbols {
 		further = append(further, "keeps its symbols")
 	}
-	j.source = b.sourceDigest(j.pkg.Package, j.kernel, further...)
+	j.source = b.buildKey(j.pkg.Package, j.kernel, further...)
 	return j.source
 }
 

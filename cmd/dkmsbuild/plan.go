@@ -177,9 +177,10 @@ func (b *builder) hasResult(r state.Build) bool {
 	return err == nil && digest == r.ArchiveDigest
 }
 
-// sourceDigest stands for everything that a build is made from: further parts, which
-// few builds have, are named.
-func (b *builder) sourceDigest(p state.Package, k state.Kernel, further ...string) string {
+// buildKey is a digest of everything that a build is made from: the package's name,
+// version and content, the kernel package, dkms, the compiler, build packages, and
+// further parts, of which few builds have any.
+func (b *builder) buildKey(p state.Package, k state.Kernel, further ...string) string {
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%q %q %q %q %q %q %q", p.Name, p.Version, p.Digest, k.Headers, k.Version, b.Doc.Tree.DKMS, b.Doc.Tree.Compiler)
 	if len(p.Tools) > 0 {

@@ -167,7 +167,11 @@ func (l *live) change(f func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f()
-	if len(l.work) > 0 {
-		l.Show("%s", strings.Join(l.work, ", "))
+	switch n := len(l.work); n {
+	case 0:
+	case 1:
+		l.Show("%s", l.work[0])
+	default:
+		l.Show("%s and %d more", l.work[0], n-1)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"dkms2bin/internal/sandbox"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -45,16 +47,25 @@ grep -q Module.symvers /usr/sbin/dkms && builtin printf 'keeps\0' >&3 || builtin
 for name in "${BUILD_DEPENDS[@]}"; do builtin printf '%s\0' "$name" >&3; done
 `
 
+// ErrConf says that a dkms.conf could not be evaluated: it took a minute, or killed
+// what evaluates it.
+var ErrConf = errors.New("cannot evaluate dkms.conf")
+
 // ReadConf evaluates the dkms.conf of a module for a kernel, in a root that has the
-// module, the kernel's headers and dkms. A file that fails, or takes a minute, says
-// nothing: what is wrong with it shows when the module is built.
+// module, the kernel's headers and dkms. Where an error wraps ErrConf, what is wrong
+// shows when the module is built.
 func ReadConf(ctx context.Context, spec sandbox.Spec, kernel string, m Module) (Conf, error) {
-	limited, cancel := context.WithTimeout(ctx, confTime)
+	limited, cancel := context.WithTimeoutCause(ctx, confTime, ErrConf)
 	defer cancel()
 	var out bytes.Buffer
 	spec.Args = []string{"bash", "-c", confScript, "bash", m.Name, m.Version, kernel}
 	spec.Stdout, spec.Stderr = &bounded{w: &out, left: 1 << 20}, nil
-	if err := sandbox.Run(limited, spec); ctx.Err() != nil {
+	err := sandbox.Run(limited, spec)
+	var exit *sandbox.ExitError // the last command's
+	switch {
+	case errors.Is(err, sandbox.ErrDied):
+		return Conf{}, fmt.Errorf("%w: %w", ErrConf, err)
+	case err != nil && !errors.As(err, &exit):
 		return Conf{}, err
 	}
 	return parseConf(out.String()), nil
