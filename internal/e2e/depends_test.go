@@ -6,7 +6,6 @@ import (
 	"dkms2bin/internal/state"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -176,12 +175,6 @@ func TestBroughtAlong(t *testing.T) {
 		mustSay(t, "dkmsbuild: west-chamber-dkms depends on xtables-addons-dkms, which has modules, too\n")
 	assert.Assert(t, r.doc.Package("xtables-addons-dkms").Needed)
 	assert.Equal(t, len(findBuild(t, r.doc, "west-chamber-dkms", kver).Depends), 1)
-	out := t.TempDir()
-	extracted := command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, 0)
+	extracted := command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", t.TempDir()}}.run(t).mustExit(t, 0)
 	assert.Equal(t, len(extracted.doc.Debs), 2)
-	tree := t.TempDir()
-	mustRun(t, "dpkg-deb", "--extract", debOf(t, extracted.doc, "west-chamber"), tree)
-	module, err := exec.Command("sh", "-c", `modinfo -F depends "$1"/lib/modules/*/updates/dkms/*.ko`, "sh", tree).Output()
-	assert.NilError(t, err)
-	assert.Assert(t, strings.Contains(string(module), "compat_xtables"), "%s", module)
 }
