@@ -29,9 +29,9 @@ type builder struct {
 // A pkg is a package of this run.
 type pkg struct {
 	state.Package
-	depends   []string // names in its Depends, and
-	provides  []string // in its Provides, if it was looked up in this run
-	on        []*pkg   // those on which it is installed
+	depends   [][]string // the alternatives in its Depends, and
+	provides  []string   // the names in its Provides, if it was looked up in this run
+	with      []*pkg     // those that are installed with it
 	installed bool
 	notes     []string // messages of its installation
 	brought   []brought

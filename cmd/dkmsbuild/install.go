@@ -41,9 +41,11 @@ func orRequest(p state.Package) string {
 func (b *builder) installAll(ctx context.Context) error {
 	ready := func(p *pkg) bool { return p.confs != nil || p.Error != "" }
 	for !all(b.packages, ready) { // those that were brought along come after those that need them
-		g := b.orderInstalls()
+		for _, p := range b.packages {
+			p.with = b.companions(p)
+		}
 		settled := func(i int) bool { return ready(b.packages[i]) }
-		err := schedule(ctx, g, settled, b.most, func(i, _ int) error { return b.prepare(ctx, b.packages[i]) }, func(int) {})
+		err := schedule(ctx, make(graph, len(b.packages)), settled, b.most, func(i, _ int) error { return b.prepare(ctx, b.packages[i]) }, func(int) {})
 		if err != nil {
 			return err
 		}
@@ -69,32 +71,31 @@ func (b *builder) dropBuilds() {
 	}
 }
 
-// orderInstalls has each package stand on those that it depends on, so that apt does
-// not fetch what is given in another version or as a file.
-func (b *builder) orderInstalls() graph {
-	g := make(graph, len(b.packages))
-	for i, p := range b.packages {
-		for j, q := range b.packages {
-			if i != j && p.Kind != state.KindSource && q.Kind != state.KindSource && !p.installed && p.dependsOn(q) {
-				g[i] = append(g[i], need{job: j})
+// companions are the packages of this run that a package depends on, over however many
+// steps, and that are installed with it: else apt would take other versions of them, or
+// know nothing of those that are files. Of alternatives the first that is of this run
+// counts.
+func (b *builder) companions(p *pkg) (list []*pkg) {
+	var add func(*pkg)
+	add = func(of *pkg) {
+		for _, alternatives := range of.depends {
+			for _, name := range alternatives {
+				i := slices.IndexFunc(b.packages, func(q *pkg) bool {
+					return q.Kind != state.KindSource && (q.Name == name || slices.Contains(q.provides, name))
+				})
+				if i < 0 {
+					continue
+				}
+				if q := b.packages[i]; q != p && !slices.Contains(list, q) {
+					list = append(list, q)
+					add(q)
+				}
+				break
 			}
 		}
 	}
-	g.untie()
-	for i, p := range b.packages {
-		if p.installed {
-			continue
-		}
-		p.on = nil
-		for _, n := range g[i] {
-			p.on = append(p.on, b.packages[n.job])
-		}
-	}
-	return g
-}
-
-func (p *pkg) dependsOn(q *pkg) bool {
-	return slices.ContainsFunc(p.depends, func(name string) bool { return name == q.Name || slices.Contains(q.provides, name) })
+	add(p)
+	return list
 }
 
 // prepare installs a package and evaluates its dkms.conf files.
@@ -239,19 +240,10 @@ func (b *builder) install(ctx context.Context, p *pkg) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-	var below []string
-	for _, q := range p.on {
-		if q.Error != "" {
-			return fmt.Errorf("needs %s, which cannot be installed", q.Name)
-		}
-		below = append(below, b.layersOf(q.Package)...)
-		p.Depends = append(p.Depends, append([]string{q.Name}, q.Depends...)...)
-	}
-	p.Depends = unique(p.Depends)
 	out := io.MultiWriter(log, b.live)
 	list := filepath.Join(dir, "brought.json")
 	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: name, On: unique(append(append(below, p.ToolsLayer), b.lists...)),
+		Name: name, On: unique(append([]string{p.ToolsLayer}, b.lists...)),
 		Make: func(root sandbox.Root) error {
 			inside := b.inside(root, out)
 			sources, err := b.unpack(ctx, p, inside)
@@ -262,7 +254,7 @@ func (b *builder) install(ctx context.Context, p *pkg) (err error) {
 			if err != nil {
 				return err
 			}
-			if len(added) == 0 && len(p.brought) == 0 && len(p.on) == 0 {
+			if len(added) == 0 && len(p.brought) == 0 {
 				return errors.New("it brings no DKMS module: none of its files is a /usr/src/*/dkms.conf")
 			}
 			return errors.Join(writeJSON(list, p.brought), saveDoc(ctx, inside, p.Package, dir))
@@ -288,6 +280,11 @@ func (b *builder) settle(ctx context.Context) error {
 		}
 		p.notes = nil
 		if p.Error != "" {
+			for _, q := range p.with {
+				if q.Error != "" {
+					p.Error = fmt.Sprintf("needs %s, which cannot be installed", q.Name)
+				}
+			}
 			continue
 		}
 		if p.Kind == state.KindSource && p.Version == "" {
@@ -356,8 +353,8 @@ func (b *builder) needed(ctx context.Context, p *pkg, name string) (*pkg, error)
 // packageLayer is the name of the layer in which a package is installed.
 func packageLayer(p *pkg) string {
 	parts := append([]string{p.Kind, p.Name, p.Version, p.Digest}, p.Tools...)
-	for _, q := range p.on {
-		parts = append(parts, "on "+q.Layer)
+	for _, q := range p.with {
+		parts = append(parts, "with", q.Name, q.Version, q.Digest)
 	}
 	return rootfs.LayerName("package", parts...)
 }
@@ -370,22 +367,24 @@ const copied = "/usr/src/dkms2bin-given"
 // there. It notes the other DKMS packages that came along.
 func (b *builder) unpack(ctx context.Context, p *pkg, inside apt.Inside) ([]string, error) {
 	const given = "/run/dkms2bin/given"
-	switch p.Kind {
-	case state.KindSource:
+	if p.Kind == state.KindSource {
 		inside.Spec.Binds = []sandbox.Bind{{Source: p.Request, Target: given}}
 		if _, err := inside.Output(ctx, "cp", "-rL", "--no-preserve=ownership", given, copied); err != nil {
 			return nil, err
 		}
 		return []string{copied}, nil
-	case state.KindDeb:
-		inside.Spec.Binds = []sandbox.Bind{{Source: p.Request, Target: given + ".deb"}}
 	}
-	what := p.Name + "=" + p.Version
-	if p.Kind == state.KindDeb {
-		what = given + ".deb"
+	var what []string
+	for i, q := range append([]*pkg{p}, p.with...) {
+		name := q.Name + "=" + q.Version
+		if q.Kind == state.KindDeb {
+			name = fmt.Sprintf("%s-%d.deb", given, i)
+			inside.Spec.Binds = append(inside.Spec.Binds, sandbox.Bind{Source: q.Request, Target: name})
+		}
+		what = append(what, name)
 	}
 	inside.Spec.Files = dkms.InstallStubs()
-	if err := inside.Install(ctx, what); err != nil {
+	if err := inside.Install(ctx, what...); err != nil {
 		if ctx.Err() != nil || !failedOnItsOwn(ctx, inside, p.Name) {
 			return nil, err
 		}

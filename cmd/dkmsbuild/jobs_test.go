@@ -237,8 +237,43 @@ dkmsbuild: hint: the whole log is /log
 	assert.DeepEqual(t, records, []string{"b/k", "c/l"})
 }
 
-func TestNames(t *testing.T) {
+func TestRelations(t *testing.T) {
 	t.Parallel()
-	assert.DeepEqual(t, names("dkms (>= 2.1), xtables-addons-dkms:any, a | b (= 1) [amd64],\n c"), []string{"dkms", "xtables-addons-dkms", "a", "b", "c"})
-	assert.Assert(t, names(" , ") == nil)
+	assert.DeepEqual(t, relations("dkms (>= 2.1), xtables-addons-dkms:any, a | b (= 1) [amd64]|d,\n c"),
+		[][]string{{"dkms"}, {"xtables-addons-dkms"}, {"a", "b", "d"}, {"c"}})
+	assert.Assert(t, relations(" , ") == nil)
+	assert.DeepEqual(t, names("a (= 1), b", ","), []string{"a", "b"})
+}
+
+// TestCompanions: what a package depends on, and is of this run, is installed with it.
+func TestCompanions(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ name, depends, want string }{
+		{"nothing", "p: dkms, libc6", ""},
+		{"one", "p: dkms, q; q: dkms", "q"},
+		{"over several steps", "p: q; q: r; r: ", "q r"},
+		{"provided", "p: virtual (>= 1); q: / virtual", "q"},
+		{"the first alternative that is there", "p: nosuch | q | r; q: ; r: ", "q"},
+		{"each other", "p: q; q: p", "q"},
+		{"itself", "p: virtual; q: ; p2: / virtual", "p2"},
+		{"not others' needs", "p: ; q: r; r: ", ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			b := &builder{}
+			for text := range strings.SplitSeq(tt.depends, "; ") {
+				name, fields, _ := strings.Cut(text, ":")
+				depends, provides, _ := strings.Cut(fields, "/")
+				b.packages = append(b.packages, &pkg{
+					Package: state.Package{Name: name, Kind: state.KindDeb}, depends: relations(depends), provides: names(provides, ","),
+				})
+			}
+			var got []string
+			for _, q := range b.companions(b.packages[0]) {
+				got = append(got, q.Name)
+			}
+			assert.Equal(t, strings.Join(got, " "), tt.want)
+		})
+	}
 }

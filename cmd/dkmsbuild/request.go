@@ -142,14 +142,26 @@ func fromArchive(request string, c apt.Candidate) *pkg {
 			Request: request, Kind: state.KindArchive, Name: c.Name, Version: c.Version, Digest: c.SHA256,
 			Source: fmt.Sprintf("%s (= %s)", c.Source, c.SourceVersion),
 		},
-		depends: names(c.Depends), provides: names(c.Provides),
+		depends: relations(c.Depends), provides: names(c.Provides, ","),
 	}
 }
 
-// names are those of the packages in a field such as Depends, alternatives too.
-func names(field string) (list []string) {
-	for _, relation := range strings.FieldsFunc(field, func(r rune) bool { return r == ',' || r == '|' }) {
-		if words := strings.FieldsFunc(relation, func(r rune) bool { return strings.ContainsRune(" \t\n(:[<", r) }); len(words) > 0 {
+// relations are the names of the packages in a field such as Depends: of each relation
+// the alternatives.
+func relations(field string) (list [][]string) {
+	for relation := range strings.SplitSeq(field, ",") {
+		if names := names(relation, "|"); len(names) > 0 {
+			list = append(list, names)
+		}
+	}
+	return list
+}
+
+// names are those of the packages in a field, without versions and architectures.
+func names(field, separator string) (list []string) {
+	for part := range strings.SplitSeq(field, separator) {
+		words := strings.FieldsFunc(part, func(r rune) bool { return strings.ContainsRune(" \t\n(:[<", r) })
+		if len(words) > 0 {
 			list = append(list, words[0])
 		}
 	}
@@ -273,7 +285,7 @@ func resolvePath(request string) (p *pkg, err error) {
 		return p, err
 	}
 	p.Kind, p.Name, p.Version = state.KindDeb, control.Get("Package"), control.Get("Version")
-	p.depends, p.provides = names(control.Get("Pre-Depends")+","+control.Get("Depends")), names(control.Get("Provides"))
+	p.depends, p.provides = relations(control.Get("Pre-Depends")+","+control.Get("Depends")), names(control.Get("Provides"), ",")
 	source, version := apt.SourceOf(control)
 	p.Source = fmt.Sprintf("%s (= %s)", source, version)
 	if _, err := f.Seek(0, io.SeekStart); err != nil {

@@ -39,7 +39,11 @@ func (b *builder) runJob(ctx context.Context, i, cores int) error {
 			j.record.Package = j.pkg.Request // its name is known once dkms has read it
 		}
 		j.record.Reason = "cannot install it: " + j.pkg.Error
-		dir, err := b.tree.Record(packageLayer(j.pkg))
+		layer := j.pkg.Layer
+		if layer == "" {
+			layer = packageLayer(j.pkg)
+		}
+		dir, err := b.tree.Record(layer)
 		j.record.Log = filepath.Join(dir, "install.log")
 		return err
 	}
