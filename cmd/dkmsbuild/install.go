@@ -325,22 +325,21 @@ func (b *builder) nameSource(p *pkg, before []*pkg) {
 	p.Name, p.Version = m.Name, m.Version
 }
 
-// needed is the package of that name that apt brought along, or would.
+// needed is the package of that name that apt brought along, or, when that failed
+// before, the one that it would bring now.
 func (b *builder) needed(ctx context.Context, p *pkg, name string) (*pkg, error) {
-	version := ""
+	failed := slices.ContainsFunc(b.Doc.Builds, func(r state.Build) bool { return r.Package == name && r.Status == state.Failed })
+	request := name
 	for _, q := range p.brought {
-		if q.Name == name {
-			version = q.Version
+		if q.Name == name && !failed {
+			request = q.Name + "=" + q.Version
 		}
 	}
 	for _, q := range b.neededBefore() {
-		if q.Name == name && (version == "" || version == q.Version) && q.Error == "" && b.tree.HasLayer(q.Layer) {
+		same := request == name || request == q.Name+"="+q.Version
+		if q.Name == name && same && !failed && q.Error == "" && b.tree.HasLayer(q.Layer) {
 			return &pkg{Package: q, installed: true}, nil
 		}
-	}
-	request := name
-	if version != "" {
-		request += "=" + version
 	}
 	q, err := resolveOne(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), request)
 	if err != nil {

@@ -1,6 +1,8 @@
 package dkms
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	"gotest.tools/v3/assert"
@@ -27,4 +29,18 @@ func TestParseConf(t *testing.T) {
 			assert.DeepEqual(t, parseConf(tt.out), tt.want)
 		})
 	}
+}
+
+// Whatever a dkms.conf says, only names that modules can have come out of it.
+func FuzzParseConf(f *testing.F) {
+	for _, seed := range []string{"", "post.sh a\x00drops\x00a\x00b c\x00", "\x00keeps\x00../x\x00", "\x00\x00\x00", "a\x00b"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, out string) {
+		names := parseConf(out).BuildDepends
+		for i, name := range names {
+			assert.Assert(t, saneName.MatchString(name) && !slices.Contains(names[:i], name))
+			assert.Assert(t, strings.Contains(out, name))
+		}
+	})
 }
