@@ -63,7 +63,7 @@ func TestBuildDepends(t *testing.T) {
 		{"ring1", exporter("ring1", []string{"ring2"})}, {"ring2", exporter("ring2", []string{"ring1"})},
 		{"self", exporter("self", []string{"self"})},
 		{"onbad", exporter("onbad", []string{"bad"})}, {"above", exporter("above", []string{"onbad"})},
-		{"excluded", excluded}, {"bad", bad},
+		{"excluded", excluded}, {"bad", bad}, {"without", exporter("without", []string{"excluded"})},
 		{"strange", exporter("strange", []string{"kernel-devel"})}, {"free", goodModule("free")},
 	} {
 		args = append(args, source(t, m.name, m.files))
@@ -86,7 +86,8 @@ func TestBuildDepends(t *testing.T) {
 		"ring2": {state.Failed, "needs itself: ring2 1.0 needs ring1 1.0, which needs ring2 1.0", ""},
 		"self":  {state.Failed, "needs itself: self 1.0 needs self 1.0", ""},
 		"onbad": {state.Failed, "needs bad 1.0, whose build failed", ""}, "above": {state.Failed, "needs onbad 1.0, whose build failed", ""},
-		"free": {state.Built, "", ""}, "strange": {state.Built, "", ""}, // as with dkms before 3.1.4
+		// As with dkms before 3.1.4, which asks for nothing.
+		"free": {state.Built, "", ""}, "strange": {state.Built, "", ""}, "without": {state.Built, "", ""},
 	}))
 	log, err := os.ReadFile(findBuild(t, r.doc, "first", kver).Log)
 	assert.NilError(t, err)
@@ -95,7 +96,7 @@ func TestBuildDepends(t *testing.T) {
 	t.Run("the packages", func(t *testing.T) {
 		out := t.TempDir()
 		extracted := command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, state.ExitIncomplete)
-		assert.Equal(t, len(extracted.doc.Debs), 6)
+		assert.Equal(t, len(extracted.doc.Debs), 7)
 		tree := t.TempDir()
 		mustRun(t, "dpkg-deb", "--extract", debOf(t, extracted.doc, "third"), tree)
 		modules, err := filepath.Glob(filepath.Join(tree, "lib/modules/*/updates/dkms/third.ko"))
