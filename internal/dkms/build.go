@@ -35,7 +35,7 @@ type BuildSpec struct {
 	// order.
 	Needs []Module
 	// KeepSymbols says that other modules are to be built against this one: its
-	// Module.symvers stays, beside its files, where dkms since 3.2 has it.
+	// Module.symvers stays, beside its files, where dkms since 3.1.3 has it.
 	KeepSymbols bool
 	// Archive and Log are the files that are written, on the host.
 	Archive, Log string
@@ -139,7 +139,7 @@ func (r *runner) command() []string {
 }
 
 // keepScript stands in for POST_BUILD: it keeps Module.symvers, which dkms before
-// 3.2 removes with the build directory, and then does what POST_BUILD says.
+// 3.1.3 removes with the build directory, and then does what POST_BUILD says.
 const (
 	keepPath   = "/run/dkms2bin/keep-symbols"
 	keepScript = `#!/bin/sh

@@ -20,7 +20,7 @@ type Conf struct {
 	// PostBuild is the script of POST_BUILD, with its arguments.
 	PostBuild string `json:"post_build,omitempty"`
 	// DropsSymbols says that the tree's dkms does not keep the Module.symvers of
-	// a build, as it does since 3.2.
+	// a build, as it does since 3.1.3.
 	DropsSymbols bool `json:"drops_symbols,omitempty"`
 }
 
