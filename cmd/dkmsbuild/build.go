@@ -29,14 +29,14 @@ type builder struct {
 // A pkg is a package of this run.
 type pkg struct {
 	state.Package
-	depends   [][]string // the alternatives in its Depends, and
-	provides  []string   // the names in its Provides, if it was looked up in this run
-	with      []*pkg     // those that are installed with it
-	installed bool
-	notes     []string // messages of its installation
-	brought   []brought
-	modules   []dkms.Module
-	confs     map[string][]dkms.Conf // by kernel, one for each module
+	depends  [][]string // the alternatives in its Depends, and
+	provides []string   // the names in its Provides, if it was looked up in this run
+	with     []*pkg     // those that are installed with it
+	kept     bool       // from an earlier run, with its layer
+	notes    []string   // messages of its installation
+	brought  []brought
+	modules  []dkms.Module
+	confs    map[string][]dkms.Conf // by kernel, one for each module
 }
 
 func build(ctx context.Context, s *cli.Session, o *options) (err error) {

@@ -74,7 +74,8 @@ func (b *builder) dropBuilds() {
 // companions are the packages of this run that a package depends on, over however many
 // steps, and that are installed with it: else apt would take other versions of them, or
 // know nothing of those that are files. Of alternatives the first that is of this run
-// counts.
+// counts. Versions that are kept from an earlier run may have left the archive: apt
+// takes what there is, and modules are built upon those of the version that is kept.
 func (b *builder) companions(p *pkg) (list []*pkg) {
 	var add func(*pkg)
 	add = func(of *pkg) {
@@ -86,7 +87,8 @@ func (b *builder) companions(p *pkg) (list []*pkg) {
 				if i < 0 {
 					continue
 				}
-				if q := b.packages[i]; q != p && !slices.Contains(list, q) {
+				q := b.packages[i]
+				if q != p && !slices.Contains(list, q) && !(q.kept && q.Kind == state.KindArchive) {
 					list = append(list, q)
 					add(q)
 				}
@@ -102,7 +104,7 @@ func (b *builder) companions(p *pkg) (list []*pkg) {
 func (b *builder) prepare(ctx context.Context, p *pkg) error {
 	done := b.live.begin("installing " + orRequest(p.Package))
 	defer done()
-	if !p.installed {
+	if !p.kept {
 		err := b.installInTime(ctx, p)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -111,7 +113,6 @@ func (b *builder) prepare(ctx context.Context, p *pkg) error {
 			p.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
 			return nil
 		}
-		p.installed = true
 	}
 	modules, err := dkms.Added(b.tree.LayerPath(p.Layer))
 	if err != nil {
@@ -140,7 +141,7 @@ func (b *builder) readConfs(ctx context.Context, p *pkg) (map[string][]dkms.Conf
 		}
 		list = nil
 		whole := true
-		spec := b.spec(b.tree.Root(append(b.layersOf(p.Package), k.Layer, b.Doc.Tree.Base)...))
+		spec := b.spec(b.tree.Root(unique([]string{p.Layer, p.ToolsLayer, k.Layer, b.Doc.Tree.Base})...))
 		for _, m := range p.modules {
 			conf, err := dkms.ReadConf(ctx, spec, k.Release, m)
 			whole = whole && err == nil
@@ -305,7 +306,9 @@ func (b *builder) settle(ctx context.Context) error {
 				p.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
 				break
 			}
-			b.Msg.Info("%s depends on %s, which has modules, too", p.Name, q.Name)
+			if !q.kept {
+				b.Msg.Info("%s depends on %s, which has modules, too", p.Name, q.Name)
+			}
 			b.packages = slices.Insert(b.packages, i, q)
 			i++
 		}
@@ -338,7 +341,7 @@ func (b *builder) needed(ctx context.Context, p *pkg, name string) (*pkg, error)
 	for _, q := range b.neededBefore() {
 		same := request == name || request == q.Name+"="+q.Version
 		if q.Name == name && same && !failed && q.Error == "" && b.tree.HasLayer(q.Layer) {
-			return &pkg{Package: q, installed: true}, nil
+			return &pkg{Package: q, kept: true}, nil
 		}
 	}
 	q, err := resolveOne(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), request)

@@ -256,6 +256,7 @@ func TestCompanions(t *testing.T) {
 		{"the first alternative that is there", "p: nosuch | q | r; q: ; r: ", "q"},
 		{"each other", "p: q; q: p", "q"},
 		{"itself", "p: virtual; q: ; p2: / virtual", "p2"},
+		{"kept from an earlier run", "p: q, r; q+: ; r: ", "r"},
 		{"not others' needs", "p: ; q: r; r: ", ""},
 	}
 	for _, tt := range tests {
@@ -265,8 +266,9 @@ func TestCompanions(t *testing.T) {
 			for text := range strings.SplitSeq(tt.depends, "; ") {
 				name, fields, _ := strings.Cut(text, ":")
 				depends, provides, _ := strings.Cut(fields, "/")
+				name, kept := strings.CutSuffix(name, "+")
 				b.packages = append(b.packages, &pkg{
-					Package: state.Package{Name: name, Kind: state.KindDeb}, depends: relations(depends), provides: names(provides, ","),
+					Package: state.Package{Name: name, Kind: state.KindArchive}, kept: kept, depends: relations(depends), provides: names(provides, ","),
 				})
 			}
 			var got []string

@@ -83,7 +83,7 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	if len(open) == 0 {
 		for _, p := range b.Doc.Packages {
 			if !p.Needed {
-				b.packages = append(b.packages, &pkg{Package: p, installed: true})
+				b.packages = append(b.packages, &pkg{Package: p, kept: true})
 			}
 		}
 		return nil
@@ -109,7 +109,7 @@ func (b *builder) choosePackages(ctx context.Context) error {
 	for _, r := range requests {
 		if p, ok := kept[r]; ok {
 			if p.Kind == state.KindSource || !supersedes(p) {
-				b.packages = append(b.packages, &pkg{Package: p, installed: true})
+				b.packages = append(b.packages, &pkg{Package: p, kept: true})
 			}
 			continue
 		}
