@@ -9,6 +9,7 @@ package main
 import (
 	"context"
 	"dkms2bin/internal/cli"
+	"dkms2bin/internal/machine"
 	"dkms2bin/internal/sandbox"
 	"flag"
 	"strings"
@@ -19,7 +20,9 @@ const manual = `
 Installs DKMS packages into layers of the build tree and builds each of their
 modules for each kernel of the document. A package is a name in the archive;
 name=version; name-version~, a version that begins so; the path of a .deb; or the
-path of a source directory with a dkms.conf.
+path of a source directory with a dkms.conf. Modules that others need (BUILD_DEPENDS,
+or Depends of their packages) are built and installed first, also those of packages
+that apt brings along. What does not need each other is built side by side.
 
 Run again on its own document it builds what failed or is missing, and keeps
 what is good; --dkms and --build-package add to what was asked for.`
@@ -29,12 +32,35 @@ type options struct {
 	tools    cli.List
 	kvers    cli.List
 	timeout  time.Duration
+	jobs     int
 	shell    string
+}
+
+// memoryOfJob is what a compiler may take, in bytes. Most take a tenth of it.
+const memoryOfJob = 512 << 20
+
+// slots are how many builds run side by side, and how many compilers in all. By
+// default, both are as many as there are cores for this process (by its CPU affinity
+// and the CPU limit of its control group) and 512 MiB of memory for each (by what is
+// available, and the memory limit of the control group), but at least one.
+func (o *options) slots() slots {
+	cores := machine.Cores()
+	if memory := machine.Memory(); memory > 0 {
+		cores = min(cores, int(memory/memoryOfJob))
+	}
+	cores = max(1, cores)
+	if o.jobs > 0 {
+		return slots{o.jobs, cores}
+	}
+	return slots{cores, cores}
 }
 
 func (o *options) check([]string) error {
 	if o.timeout <= 0 {
 		return cli.Usagef("--timeout %s: it must be positive", o.timeout)
+	}
+	if o.jobs < 0 {
+		return cli.Usagef("--jobs %d: it must be positive", o.jobs)
 	}
 	for _, p := range o.packages {
 		if err := checkRequest(p); err != nil {
@@ -64,6 +90,7 @@ func main() {
 			fs.Var(&o.tools, "build-package", "`package` that builds need and the packages fail to depend on, such as libelf-dev")
 			fs.Var(&o.kvers, "kver", "build for this `release` among the document's kernels; new: for those that mkchroot found by itself (default all of them)")
 			fs.DurationVar(&o.timeout, "timeout", 30*time.Minute, "`time` that one build may take")
+			fs.IntVar(&o.jobs, "jobs", 0, "builds at a `number` at a time; the cores are divided among them (default as many as there are cores, and 512 MiB of memory for each)")
 			fs.StringVar(&o.shell, "shell", "", "open a shell on the terminal where `MODULE/VERSION,KVER` was built or failed")
 		},
 		Check: o.check,

@@ -52,8 +52,8 @@ func checkRequest(request string) error {
 // resolve finds what each request stands for. Nothing is installed yet, so that
 // a mistyped name costs no build. All requests that cannot be resolved are
 // reported together.
-func resolve(ctx context.Context, inside apt.Inside, requests []string) ([]state.Package, error) {
-	var packages []state.Package
+func resolve(ctx context.Context, inside apt.Inside, requests []string) ([]*pkg, error) {
+	var packages []*pkg
 	var errs []error
 	for _, request := range requests {
 		p, err := resolveOne(ctx, inside, request)
@@ -64,7 +64,7 @@ func resolve(ctx context.Context, inside apt.Inside, requests []string) ([]state
 			errs = append(errs, err)
 			continue
 		}
-		if i := slices.IndexFunc(packages, func(o state.Package) bool {
+		if i := slices.IndexFunc(packages, func(o *pkg) bool {
 			return o.Name == p.Name && o.Kind != state.KindSource && p.Kind != state.KindSource
 		}); i >= 0 {
 			// Requests come in the order in which they were made: the last one
@@ -93,15 +93,14 @@ func resolve(ctx context.Context, inside apt.Inside, requests []string) ([]state
 	return packages, nil
 }
 
-func resolveOne(ctx context.Context, inside apt.Inside, request string) (state.Package, error) {
-	p := state.Package{Request: request}
+func resolveOne(ctx context.Context, inside apt.Inside, request string) (*pkg, error) {
 	if isPath(request) {
 		return resolvePath(request)
 	}
 	if name, version, ok := strings.Cut(request, "="); ok {
 		found, err := inside.Show(ctx, name)
 		if err != nil {
-			return p, err
+			return nil, err
 		}
 		for _, c := range found[name] {
 			if c.Version == version {
@@ -109,45 +108,69 @@ func resolveOne(ctx context.Context, inside apt.Inside, request string) (state.P
 			}
 		}
 		if len(found[name]) > 0 {
-			return p, diag.WithHint(fmt.Errorf("the repositories have no version %s of %s", version, name),
+			return nil, diag.WithHint(fmt.Errorf("the repositories have no version %s of %s", version, name),
 				"of %s they have %s", name, strings.Join(versions(found[name]), ", "))
 		}
-		return p, unknown(ctx, inside, name, "-dkms")
+		return nil, unknown(ctx, inside, name, "-dkms")
 	}
 	if prefix, ok := strings.CutSuffix(request, "~"); ok {
 		return resolvePrefix(ctx, inside, request, prefix)
 	}
 	preferred, err := inside.Preferred(ctx, request)
 	if err != nil {
-		return p, err
+		return nil, err
 	}
 	version := preferred[request]
 	if version == "" {
-		return p, unknown(ctx, inside, request, "-dkms")
+		return nil, unknown(ctx, inside, request, "-dkms")
 	}
 	found, err := inside.Show(ctx, request)
 	if err != nil {
-		return p, err
+		return nil, err
 	}
 	for _, c := range found[request] {
 		if c.Version == version {
 			return fromArchive(request, c), nil
 		}
 	}
-	return p, unknown(ctx, inside, request, "-dkms")
+	return nil, unknown(ctx, inside, request, "-dkms")
 }
 
-func fromArchive(request string, c apt.Candidate) state.Package {
-	return state.Package{
-		Request: request, Kind: state.KindArchive, Name: c.Name, Version: c.Version, Digest: c.SHA256,
-		Source: fmt.Sprintf("%s (= %s)", c.Source, c.SourceVersion),
+func fromArchive(request string, c apt.Candidate) *pkg {
+	return &pkg{
+		Package: state.Package{
+			Request: request, Kind: state.KindArchive, Name: c.Name, Version: c.Version, Digest: c.SHA256,
+			Source: fmt.Sprintf("%s (= %s)", c.Source, c.SourceVersion),
+		},
+		depends: relations(c.Depends), provides: names(c.Provides, ","),
 	}
+}
+
+// relations are the names of the packages in a field such as Depends: of each relation
+// the alternatives.
+func relations(field string) (list [][]string) {
+	for relation := range strings.SplitSeq(field, ",") {
+		if names := names(relation, "|"); len(names) > 0 {
+			list = append(list, names)
+		}
+	}
+	return list
+}
+
+// names are those of the packages in a field, without versions and architectures.
+func names(field, separator string) (list []string) {
+	for part := range strings.SplitSeq(field, separator) {
+		words := strings.FieldsFunc(part, func(r rune) bool { return strings.ContainsRune(" \t\n(:[<", r) })
+		if len(words) > 0 {
+			list = append(list, words[0])
+		}
+	}
+	return list
 }
 
 // resolvePrefix reads "name-version~": any cut at a hyphen may be the one
 // between name and version.
-func resolvePrefix(ctx context.Context, inside apt.Inside, request, prefix string) (state.Package, error) {
-	p := state.Package{Request: request}
+func resolvePrefix(ctx context.Context, inside apt.Inside, request, prefix string) (*pkg, error) {
 	type cut struct{ name, version string }
 	var cuts []cut
 	var names []string
@@ -158,11 +181,11 @@ func resolvePrefix(ctx context.Context, inside apt.Inside, request, prefix strin
 		}
 	}
 	if len(cuts) == 0 {
-		return p, fmt.Errorf("%s: not of the form name-version~", request)
+		return nil, fmt.Errorf("%s: not of the form name-version~", request)
 	}
 	shown, err := inside.Show(ctx, names...)
 	if err != nil {
-		return p, err
+		return nil, err
 	}
 	var matches, others []apt.Candidate
 	for _, c := range cuts {
@@ -179,11 +202,11 @@ func resolvePrefix(ctx context.Context, inside apt.Inside, request, prefix strin
 	case len(matches) == 1:
 		return fromArchive(request, matches[0]), nil
 	case len(matches) > 1:
-		return p, diag.WithHint(fmt.Errorf("%s is ambiguous", request), "it may mean %s", strings.Join(pinned(matches), ", "))
+		return nil, diag.WithHint(fmt.Errorf("%s is ambiguous", request), "it may mean %s", strings.Join(pinned(matches), ", "))
 	case len(others) > 0:
-		return p, diag.WithHint(fmt.Errorf("the repositories have no package for %s", request), "there are %s", strings.Join(pinned(others), ", "))
+		return nil, diag.WithHint(fmt.Errorf("the repositories have no package for %s", request), "there are %s", strings.Join(pinned(others), ", "))
 	}
-	return p, unknown(ctx, inside, names[len(names)-1], "-dkms")
+	return nil, unknown(ctx, inside, names[len(names)-1], "-dkms")
 }
 
 func versions(list []apt.Candidate) []string {
@@ -226,10 +249,11 @@ func unknown(ctx context.Context, inside apt.Inside, name, suffix string) error 
 
 // resolvePath reads what a .deb or a source directory says of itself, as far as
 // that can be read without running it.
-func resolvePath(request string) (p state.Package, err error) {
+func resolvePath(request string) (p *pkg, err error) {
+	p = &pkg{}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("cannot use %s: %w", request, err)
+			p, err = nil, fmt.Errorf("cannot use %s: %w", request, err)
 		}
 	}()
 	path, err := filepath.Abs(request)
@@ -261,6 +285,7 @@ func resolvePath(request string) (p state.Package, err error) {
 		return p, err
 	}
 	p.Kind, p.Name, p.Version = state.KindDeb, control.Get("Package"), control.Get("Version")
+	p.depends, p.provides = relations(control.Get("Pre-Depends")+","+control.Get("Depends")), names(control.Get("Provides"), ",")
 	source, version := apt.SourceOf(control)
 	p.Source = fmt.Sprintf("%s (= %s)", source, version)
 	if _, err := f.Seek(0, io.SeekStart); err != nil {

@@ -5,6 +5,7 @@ import (
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
 	"os"
@@ -48,7 +49,7 @@ func shell(ctx context.Context, s *cli.Session, want string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, tree.Close()) }()
-		root, done, err := tree.Writable(r.Layer, layers(p.Layer, p.ToolsLayer, k.Layer, s.Doc.Tree.Base)...)
+		root, done, err := tree.Writable(r.Layer, append(layersOfBuild(s.Doc, r), k.Layer, s.Doc.Tree.Base)...)
 		if err != nil {
 			return err
 		}
@@ -77,4 +78,21 @@ func shell(ctx context.Context, s *cli.Session, want string) (err error) {
 		}
 	}
 	return diag.WithHint(cli.Usagef("--shell %s: the document has no such build", want), "it has %s", strings.Join(have, " "))
+}
+
+// layersOfBuild are the layers below that of a build, but for kernel and base: those
+// of the builds that it stood on, and the packages'.
+func layersOfBuild(doc *state.Document, r state.Build) []string {
+	var builds, packages []string
+	if p := doc.Package(r.Package); p != nil {
+		packages = packageLayers(*p, doc.Package)
+	}
+	for _, d := range r.Depends {
+		for _, o := range doc.Builds {
+			if o.Kernel == r.Kernel && o.Module+"/"+o.ModuleVersion == d {
+				builds = append(append(builds, o.Layer), layersOfBuild(doc, o)...)
+			}
+		}
+	}
+	return unique(append(builds, packages...))
 }

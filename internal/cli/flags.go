@@ -42,7 +42,7 @@ type options struct {
 // so each program passes over those of the others.
 var keys = []string{
 	"auth-conf", "base", "build-package", "direct-repo-addr", "dkms", "dry-run", "grace-period", "headers", "http-proxy", "https-proxy",
-	"image-dependency", "index-description", "index-url", "keep", "keep-kernels", "keep-versions", "kernel-flavor", "kver",
+	"image-dependency", "index-description", "index-url", "jobs", "keep", "keep-kernels", "keep-versions", "kernel-flavor", "kver",
 	"load-cert", "log-dir", "older-than", "out-dir", "release", "repo", "settings", "shell", "sign-with", "stale", "timeout",
 	"verify", "version-suffix", "work-dir",
 }

@@ -153,6 +153,13 @@ func (s *Step) Done(outcome string) {
 	})
 }
 
+// Show says on a terminal that the step has come to something else.
+func (s *Step) Show(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.text, s.now = fmt.Sprintf(format, args...), ""
+}
+
 // Write takes the output of what runs; its last line is shown on a terminal.
 func (s *Step) Write(p []byte) (int, error) {
 	lines := strings.FieldsFunc(string(p), func(r rune) bool { return r == '\n' || r == '\r' })
@@ -180,9 +187,9 @@ func (m *Messenger) draw() {
 	}
 	s := m.live
 	s.mu.Lock()
-	now := s.now
+	what, now := s.text, s.now
 	s.mu.Unlock()
-	text := fmt.Sprintf("... %s .. %s", s.text, time.Since(s.start).Round(time.Second))
+	text := fmt.Sprintf("... %s .. %s", what, time.Since(s.start).Round(time.Second))
 	if now != "" {
 		text += ": " + now
 	}

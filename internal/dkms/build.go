@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -20,12 +22,21 @@ import (
 // A BuildSpec is one module to be built for one kernel.
 type BuildSpec struct {
 	// Spec has a root with a writable layer that no other build uses, above
-	// the package, the kernel's headers and the base system.
+	// the package, the kernel's headers and the base system, and the layers in
+	// which the modules of Needs were built.
 	Spec    sandbox.Spec
 	Module  Module
+	Conf    Conf
 	Kernel  string
 	Timeout time.Duration
 	Watch   io.Writer // takes the output as it comes
+	Jobs    int       // commands that make runs at a time, 0 for as many as dkms likes
+	// Needs are modules, built for the kernel, that are installed first, in this
+	// order.
+	Needs []Module
+	// KeepSymbols says that other modules are to be built against this one: its
+	// Module.symvers stays, beside its files, where dkms since 3.1.3 has it.
+	KeepSymbols bool
 	// Archive and Log are the files that are written, on the host.
 	Archive, Log string
 }
@@ -50,10 +61,10 @@ type Result struct {
 // ErrTimeout is the cause of a build that took too long.
 var ErrTimeout = errors.New("timed out")
 
-// Build runs dkms build and dkms mktarball. What happened is told by what is
-// there afterwards, not by exit codes: dkms exits with 0 when there are no
-// headers, and when it thinks that it has built the module before. A build that
-// fails is a Result; an error means that it could not be tried.
+// Build installs what the module needs, and runs dkms build and dkms mktarball. What
+// happened is told by what is there afterwards, not by exit codes: dkms exits with 0
+// when there are no headers, and when it thinks that it has built the module before. A
+// build that fails is a Result; an error means that it could not be tried.
 func Build(ctx context.Context, b BuildSpec) (res Result, err error) {
 	defer func() {
 		if err != nil {
@@ -65,71 +76,208 @@ func Build(ctx context.Context, b BuildSpec) (res Result, err error) {
 		return res, err
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-
 	limited, cancel := context.WithTimeoutCause(ctx, b.Timeout, ErrTimeout)
 	defer cancel()
-	out := &bytes.Buffer{}
-	run := func(args ...string) (int, error) {
-		fmt.Fprintf(log, "# %s\n", strings.Join(args, " "))
-		spec := b.Spec
-		spec.Args = args
-		spec.Stdout = io.MultiWriter(&bounded{w: out, left: 1 << 20}, log, b.Watch)
-		spec.Stderr = spec.Stdout
-		err := sandbox.Run(limited, spec)
-		var exit *sandbox.ExitError
-		if errors.As(err, &exit) {
-			return exit.Code, nil
-		}
-		return 0, err
+	r := runner{BuildSpec: b, ctx: limited, log: log}
+	r.Spec.Files = append(slices.Clip(r.Spec.Files), sandbox.File{Target: keepPath, Content: []byte(keepScript), Mode: 0o755})
+	if res, err = r.build(); err != nil {
+		return b.stopped(ctx, err)
 	}
+	return res, nil
+}
 
-	code, runErr := run("dkms", "build", "-m", b.Module.Name, "-v", b.Module.Version, "-k", b.Kernel)
-	layer, err := os.OpenRoot(b.Spec.Root.Upper)
-	if err != nil {
-		return res, errors.Join(runErr, err)
+// A runner is one call of Build.
+type runner struct {
+	BuildSpec
+	ctx context.Context
+	log *os.File
+	out bytes.Buffer // of the last command
+}
+
+// build is Build; an error may also be that of a command that was stopped.
+func (r *runner) build() (res Result, err error) {
+	if res, err = r.installNeeds(); err != nil || res.Outcome != 0 {
+		return res, err
+	}
+	code, err := r.run(r.command()...)
+	layer, layerErr := os.OpenRoot(r.Spec.Root.Upper)
+	if layerErr != nil {
+		return res, errors.Join(err, layerErr)
 	}
 	defer layer.Close()
-	made, found := findModules(layer, b.Module, b.Kernel)
-	makeLog := readMakeLog(layer, b.Module, b.Kernel)
-	if len(makeLog) > 0 {
-		fmt.Fprintf(log, "\n# make.log\n%s", makeLog)
+	made, makeLog := r.look(layer)
+	if err != nil {
+		return res, err
 	}
-	if runErr != nil {
-		return b.stopped(ctx, runErr)
-	}
-	if !found {
-		if reason, ok := Skipped(code, out.String()); ok {
-			return Result{Outcome: OutcomeSkipped, Reason: reason}, nil
+	if symvers := r.symvers(); len(made) == 0 && len(symvers) > 0 && bytes.Contains(makeLog, []byte("undefined!")) {
+		// Its makefiles do not know where the symbols of the others are. They are
+		// asked first: modpost refuses the same symbols given twice.
+		r.Spec.Env = append(slices.Clip(r.Spec.Env), "KBUILD_EXTRA_SYMBOLS="+strings.Join(symvers, " "))
+		fmt.Fprintln(r.log, "\n# once more, with KBUILD_EXTRA_SYMBOLS="+strings.Join(symvers, " "))
+		if code, err = r.run(r.command()...); err != nil {
+			return res, err
 		}
-		reason := Reason(string(makeLog), out.String())
-		if reason == "" {
-			reason = fmt.Sprintf("dkms build ended with exit status %d and made no module", code)
-		}
-		return Result{Outcome: OutcomeFailed, Reason: reason, Missing: strings.Join(Missing(reason, string(makeLog), out.String()), " ")}, nil
+		made, makeLog = r.look(layer)
 	}
-	if code != 0 {
-		reason := Reason(string(makeLog), out.String())
-		return Result{Outcome: OutcomeFailed, Missing: strings.Join(Missing(reason, string(makeLog), out.String()), " "), Reason: fmt.Sprintf("dkms build made %s, but ended with exit status %d: %s", strings.Join(made, ", "), code, reason)}, nil
+	if len(made) == 0 || code != 0 {
+		return r.failed(code, made, string(makeLog)), nil
 	}
+	return r.archive(layer)
+}
 
-	fmt.Fprintln(log)
-	out.Reset()
-	code, runErr = run("dkms", "mktarball", b.Module.Name+"/"+b.Module.Version, "-k", b.Kernel, "--binaries-only")
-	if runErr != nil {
-		return b.stopped(ctx, runErr)
+// command is that of dkms build.
+func (r *runner) command() []string {
+	args := []string{"dkms", "build", "-m", r.Module.Name, "-v", r.Module.Version, "-k", r.Kernel}
+	if r.Jobs > 0 {
+		args = append(args, "-j", strconv.Itoa(r.Jobs))
+	}
+	if r.KeepSymbols && r.Conf.DropsSymbols {
+		// Scripts are looked for in the build directory, six levels below the root.
+		args = append(args, "--directive", strings.TrimRight("POST_BUILD=../../../../../.."+keepPath+" "+r.Kernel+" "+r.Conf.PostBuild, " "))
+	}
+	return args
+}
+
+// keepScript stands in for POST_BUILD: it keeps Module.symvers, which dkms before
+// 3.1.3 removes with the build directory, and then does what POST_BUILD says.
+const (
+	keepPath   = "/run/dkms2bin/keep-symbols"
+	keepScript = `#!/bin/sh
+for dir in ../"$1"/*/module; do
+	[ ! -f Module.symvers ] || cp Module.symvers "$dir/"
+done
+shift
+[ $# -gt 0 ] || exit 0
+[ -x "$1" ] || { echo "The post_build script is not executable."; exit 0; }
+script=$PWD/$1
+shift
+exec "$script" "$@"
+`
+)
+
+// run runs a command and returns its exit status. An error says that it could not
+// come to its end.
+func (r *runner) run(args ...string) (int, error) {
+	fmt.Fprintf(r.log, "# %s\n", strings.Join(args, " "))
+	r.out.Reset()
+	spec := r.Spec
+	spec.Args = args
+	spec.Stdout = io.MultiWriter(&bounded{w: &r.out, left: 1 << 20}, r.log, r.Watch)
+	spec.Stderr = spec.Stdout
+	err := sandbox.Run(r.ctx, spec)
+	var exit *sandbox.ExitError
+	if errors.As(err, &exit) {
+		return exit.Code, nil
+	}
+	return 0, err
+}
+
+// installNeeds installs the modules that this one needs. Its result has no outcome
+// when they are there.
+func (r *runner) installNeeds() (res Result, err error) {
+	const installed = 5 // before: in a layer that this one stands on
+	for _, m := range r.Needs {
+		// A module that is not newer than the kernel's own of that name counts all
+		// the same.
+		code, err := r.run("dkms", "install", "-m", m.Name, "-v", m.Version, "-k", r.Kernel, "--force-version-override")
+		if err != nil {
+			return res, err
+		}
+		fmt.Fprintln(r.log)
+		if code != 0 && code != installed {
+			return Result{Outcome: OutcomeFailed, Reason: fmt.Sprintf("needs %s, which dkms cannot install: %s", m, Reason("", r.out.String()))}, nil
+		}
+	}
+	return res, nil
+}
+
+// symvers lists the Module.symvers files, inside, of the modules that are needed.
+func (r *runner) symvers() (files []string) {
+	for _, m := range r.Needs {
+		base := path.Join(state, m.Name, m.Version, r.Kernel)
+		for _, dir := range r.Spec.Root.Layers {
+			layer, err := os.OpenRoot(dir)
+			if err != nil {
+				continue
+			}
+			archs, _ := subdirs(layer, base)
+			for _, arch := range archs {
+				file := path.Join(base, arch, "module", "Module.symvers")
+				if f, err := openRegular(layer, file); err == nil {
+					f.Close()
+					files = append(files, "/"+file)
+				}
+			}
+			layer.Close()
+		}
+	}
+	slices.Sort(files)
+	return slices.Compact(files)
+}
+
+// look says which modules are there, and returns what make printed, which goes into
+// the log.
+func (r *runner) look(layer *os.Root) (made []string, makeLog []byte) {
+	makeLog = readMakeLog(layer, r.Module, r.Kernel, r.log)
+	made, _ = findModules(layer, r.Module, r.Kernel)
+	return made, makeLog
+}
+
+// failed is what came of a dkms build that made no module, or that was not content
+// with what it made.
+func (r *runner) failed(code int, made []string, makeLog string) Result {
+	if len(made) == 0 {
+		if reason, ok := Skipped(code, r.out.String()); ok {
+			return Result{Outcome: OutcomeSkipped, Reason: reason}
+		}
+	}
+	reason := Reason(makeLog, r.out.String())
+	res := Result{Outcome: OutcomeFailed, Reason: reason, Missing: strings.Join(Missing(reason, makeLog, r.out.String()), " ")}
+	if len(made) > 0 {
+		res.Reason = fmt.Sprintf("dkms build made %s, but ended with exit status %d: %s", strings.Join(made, ", "), code, reason)
+	}
+	return res
+}
+
+// archive has dkms make an archive of the module, and takes it out of the layer.
+func (r *runner) archive(layer *os.Root) (res Result, err error) {
+	fmt.Fprintln(r.log)
+	code, err := r.run("dkms", "mktarball", r.Module.Name+"/"+r.Module.Version, "-k", r.Kernel, "--binaries-only")
+	if err != nil {
+		return res, err
 	}
 	var odd *oddError
-	switch err := saveTarball(layer, b.Module, b.Archive); {
+	switch err := saveTarball(layer, r.Module, r.Archive); {
 	case errors.As(err, &odd):
 		reason := odd.Error()
 		if errors.Is(err, fs.ErrNotExist) {
-			reason = Reason("", out.String())
+			reason = Reason("", r.out.String())
 		}
 		return Result{Outcome: OutcomeFailed, Reason: fmt.Sprintf("dkms mktarball made no archive (exit status %d): %s", code, reason)}, nil
 	case err != nil:
 		return res, err
 	}
 	return Result{Outcome: OutcomeBuilt}, nil
+}
+
+// Excluded asks dkms whether a module is not meant for a kernel, by what its dkms.conf
+// says, and gives the reason. Nothing is built. Spec is that of a build.
+func Excluded(ctx context.Context, spec sandbox.Spec, m Module, kernel string) (reason string, ok bool, err error) {
+	var out bytes.Buffer
+	// dkms looks at this first. What it would run otherwise is made to fail.
+	spec.Args = []string{
+		"dkms", "build", "-m", m.Name, "-v", m.Version, "-k", kernel,
+		"--directive", "PRE_BUILD=", "--directive", "MAKE=false",
+	}
+	spec.Stdout = &bounded{w: &out, left: 1 << 20}
+	spec.Stderr = spec.Stdout
+	err = sandbox.Run(ctx, spec)
+	var exit *sandbox.ExitError
+	if !errors.As(err, &exit) {
+		return "", false, err
+	}
+	reason, ok = Skipped(exit.Code, out.String())
+	return reason, ok, nil
 }
 
 // stopped says what came of a build whose command could not come to its end.
@@ -186,9 +334,9 @@ const (
 	maxArchive = 4 << 30 // the largest real ones have 0.1 GB
 )
 
-// readMakeLog returns what make printed: beside the result, or, when it failed,
-// in the build directory.
-func readMakeLog(layer *os.Root, m Module, kver string) []byte {
+// readMakeLog copies what make printed into the log, and returns its beginning and
+// its end. It is beside the result, or, when make failed, in the build directory.
+func readMakeLog(layer *os.Root, m Module, kver string, log io.Writer) []byte {
 	base := path.Join(state, m.Name, m.Version)
 	paths := []string{path.Join(base, "build", "make.log")}
 	if archs, err := subdirs(layer, path.Join(base, kver)); err == nil {
@@ -198,12 +346,30 @@ func readMakeLog(layer *os.Root, m Module, kver string) []byte {
 	}
 	for _, p := range paths {
 		if f, err := openRegular(layer, p); err == nil {
-			text, _ := io.ReadAll(io.LimitReader(f, maxLog))
-			f.Close()
-			return text
+			defer f.Close()
+			var kept ends
+			fmt.Fprintln(log, "\n# make.log")
+			_, _ = io.Copy(io.MultiWriter(log, &kept), io.LimitReader(f, maxLog))
+			return append(kept.head, kept.tail...)
 		}
 	}
 	return nil
+}
+
+// mostKept is how much of each end of a log is kept in memory.
+const mostKept = 1 << 20
+
+// ends keeps the beginning and the end of what is written to it.
+type ends struct{ head, tail []byte }
+
+func (e *ends) Write(p []byte) (int, error) {
+	n := min(len(p), mostKept-len(e.head))
+	e.head = append(e.head, p[:n]...)
+	e.tail = append(e.tail, p[n:]...)
+	if len(e.tail) > 2*mostKept {
+		e.tail = append(e.tail[:0], e.tail[len(e.tail)-mostKept:]...)
+	}
+	return len(p), nil
 }
 
 // An oddError is something in the layer that the build made, or did not make,

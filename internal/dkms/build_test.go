@@ -5,6 +5,7 @@ import (
 	"dkms2bin/internal/sandbox"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -111,9 +112,20 @@ func TestReadMakeLog(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			layer, _ := layerOf(t, tt.files)
-			soon(t, func() { assert.Check(t, string(readMakeLog(layer, mod, kver)) == tt.want) })
+			soon(t, func() { assert.Check(t, string(readMakeLog(layer, mod, kver, io.Discard)) == tt.want) })
 		})
 	}
+}
+
+// A log of any length is copied whole, and does not fill the memory.
+func TestLongMakeLog(t *testing.T) {
+	t.Parallel()
+	text := "first\n" + strings.Repeat("0123456789abcdef", 5*mostKept/16) + "\nlast"
+	layer, _ := layerOf(t, map[string]string{"var/lib/dkms/m/1/build/make.log": text})
+	var log strings.Builder
+	kept := string(readMakeLog(layer, mod, kver, &log))
+	assert.Assert(t, len(kept) <= 3*mostKept && strings.HasPrefix(kept, "first\n") && strings.HasSuffix(kept, "\nlast"))
+	assert.Assert(t, log.String() == "\n# make.log\n"+text)
 }
 
 func TestFindModules(t *testing.T) {

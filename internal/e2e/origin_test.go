@@ -204,6 +204,10 @@ func TestRepoDirectory(t *testing.T) {
 
 	built := command{name: "dkmsbuild", stdin: made.raw, args: []string{"--dkms", "vendor-dkms", "bbswitch-dkms"}}.run(t).mustExit(t, 0)
 	assert.Equal(t, versionOf(t, built.doc, "bbswitch-dkms"), "0.1")
+	// What apt brought along has a module, too.
+	built.mustSay(t, "vendor-dkms depends on vendor-tools, which has modules, too\n")
+	assert.Equal(t, findBuild(t, built.doc, "vendor-tools", currentKernel(t, "amd64")).Status, state.Built)
+	assert.DeepEqual(t, findBuild(t, built.doc, "vendor-dkms", currentKernel(t, "amd64")).Depends, []string{"vendor-tools/1.0"})
 	// The lists can be fetched again, too.
 	again := encode(t, built.doc, func(d *state.Document) { d.Tree.Created = time.Unix(0, 0) })
 	command{name: "dkmsbuild", stdin: again, args: []string{"--dkms", "vendor-tool-dkms"}}.run(t).mustExit(t, 1).mustSay(t, "the repositories have no package vendor-tool-dkms", "vendor-dkms")

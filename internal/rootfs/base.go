@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"dkms2bin/internal/diag"
+	"dkms2bin/internal/machine"
 	"dkms2bin/internal/sandbox"
 	"errors"
 	"fmt"
@@ -73,7 +74,7 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (insta
 		switch {
 		case !rootInNamespace(ctx):
 			run.RealRoot = true // and on disk, where device nodes can be made
-		case availableMemory() > inMemory:
+		case machine.Memory() > inMemory:
 			target = "/tmp/memory"
 		}
 		run.Args = append([]string{
@@ -226,21 +227,6 @@ func rootInNamespace(ctx context.Context) bool {
 func haveProgram(name string) bool {
 	_, err := exec.LookPath(name)
 	return err == nil
-}
-
-// availableMemory is MemAvailable of /proc/meminfo in bytes, or 0.
-func availableMemory() int64 {
-	info, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(info)) {
-		var kib int64
-		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); err == nil {
-			return kib << 10
-		}
-	}
-	return 0
 }
 
 // A ConfigFile is a file that is put into the base layer.

@@ -134,12 +134,6 @@ func TestDebootstrap(t *testing.T) {
 	}
 }
 
-func TestAvailableMemory(t *testing.T) {
-	t.Parallel()
-	got := availableMemory()
-	assert.Assert(t, got > 1<<20 && got < 1<<50, "%d", got)
-}
-
 func TestMakeBaseNeedsAProgram(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	_, err := MakeBase(t.Context(), t.TempDir(), t.TempDir(), BaseSpec{Suite: "bookworm", Log: io.Discard})

@@ -102,6 +102,8 @@ type Package struct {
 	Doc        string    `json:"doc,omitempty"`            // directory with its copyright and changelog
 	Date       time.Time `json:"date,omitzero"`            // of the newest file of a source directory
 	Error      string    `json:"error,omitempty"`          // why it could not be installed
+	Needed     bool      `json:"needed,omitempty"`         // not asked for: another one depends on it
+	Depends    []string  `json:"depends,omitempty"`        // names of the others that it depends on, over however many steps
 }
 
 // Kinds of package.
@@ -130,6 +132,7 @@ type Build struct {
 	Layer          string    `json:"layer,omitempty"`          // name of the layer in which it ran
 	Started        time.Time `json:"started,omitzero"`
 	Seconds        float64   `json:"seconds,omitempty"`
+	Depends        []string  `json:"depends,omitempty"` // MODULE/VERSION of those, built for the same kernel, that were there when it was built
 }
 
 // What can become of a build.
