@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -237,6 +239,19 @@ func (i Inside) Update(ctx context.Context) error {
 	return i.run(ctx, true, "update", "-q")
 }
 
+// FetchLists is Update without the indexes that apt makes of the lists, which are
+// most of its time; where the lists have changed, the indexes are then out of date.
+func (i Inside) FetchLists(ctx context.Context) error {
+	return i.run(ctx, true, "update", "-q", "-o", "pkgCacheFile::Generate=false")
+}
+
+// Index makes the indexes of the package lists. With them apt answers at once;
+// without, it makes them anew in memory, each time.
+func (i Inside) Index(ctx context.Context) error {
+	_, err := i.Output(ctx, "apt-cache", "-q", "gencaches")
+	return err
+}
+
 // Upgrade brings all packages to the versions that are preferred.
 func (i Inside) Upgrade(ctx context.Context) error {
 	return i.fetchAndRun(ctx, "dist-upgrade")
@@ -252,7 +267,9 @@ func (i Inside) Install(ctx context.Context, packages ...string) error {
 
 func (i Inside) fetchAndRun(ctx context.Context, command ...string) error {
 	args := func(more ...string) []string {
-		return append(append([]string{"-q", "-y", "--no-install-recommends"}, more...), command...)
+		// The index with what is installed, 40 MB in each layer, would serve
+		// nobody. That of the lists alone is in a layer below.
+		return append(append([]string{"-q", "-y", "--no-install-recommends", "-o", "Dir::Cache::pkgcache="}, more...), command...)
 	}
 	var err error
 	for attempt := range 3 {
@@ -284,9 +301,24 @@ func refetchable(err error) bool {
 	return errors.As(err, &f) && (strings.Contains(f.Output, "Failed to fetch") || strings.Contains(f.Output, "Unable to fetch"))
 }
 
-// Clean removes fetched .debs from the tree.
-func (i Inside) Clean(ctx context.Context) error {
-	return i.run(ctx, false, "clean")
+// Clean removes fetched .debs from what was written to. apt's own clean would
+// remove, and so hide, the indexes of layers below as well.
+func (i Inside) Clean(context.Context) error {
+	root, err := os.OpenRoot(i.Spec.Root.Upper)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	debs, err := fs.Glob(root.FS(), "var/cache/apt/archives/*.deb")
+	if err != nil {
+		return err
+	}
+	for _, deb := range debs {
+		if err := root.Remove(deb); err != nil {
+			return fmt.Errorf("cannot remove fetched packages: %w", err)
+		}
+	}
+	return nil
 }
 
 // A Candidate is a version of a package that the repositories have.
