@@ -26,9 +26,10 @@ type builder struct {
 	*cli.Session
 	opts    *options
 	tree    *rootfs.Tree
-	lists   []string // layers with package lists below a package's, the topmost first
-	fresh   string   // the layer with newer package lists, of this run alone
-	tools   tools    // for what is built in this run
+	cache   *rootfs.Cache // that the tree is made of, or nil
+	lists   []string      // layers with package lists below a package's, the topmost first
+	fresh   string        // the layer with newer package lists, of this run alone
+	tools   tools         // for what is built in this run
 	kernels []state.Kernel
 }
 
@@ -46,6 +47,12 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 		}
 		err = errors.Join(err, b.tree.Close())
 	}()
+	if b.cache, err = b.tree.Cache(s.Doc.Tree.Base); err != nil {
+		return err
+	}
+	if b.cache != nil {
+		b.cache.Notice = s.Msg.Info
+	}
 	if err := b.chooseKernels(); err != nil {
 		return err
 	}
@@ -324,7 +331,11 @@ func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
 	out := io.MultiWriter(log, watch)
-	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
+	cache := b.cache
+	if p.Kind == state.KindSource {
+		cache = nil // it changes while it is worked on
+	}
+	_, err = b.tree.TakeLayer(ctx, cache, b.packageItem(*p), rootfs.LayerSpec{
 		Name: name, On: append(layers(p.ToolsLayer), b.lists...),
 		Make: func(root sandbox.Root) error {
 			inside := b.inside(root, out)
@@ -358,6 +369,15 @@ func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer
 	}
 	p.Layer, p.Doc = name, dir
 	return modules, nil
+}
+
+// packageItem is the layer of a package in the cache. What it depends on was the
+// newest when the layer was made, which is at most as old as the base system.
+func (b *builder) packageItem(p state.Package) rootfs.Item {
+	return rootfs.Item{
+		Kind: "package", About: p.Name + " " + p.Version, On: b.tree.LayerID(b.Doc.Tree.Base),
+		Key: append([]string{p.Kind, p.Name, p.Version, p.Digest}, p.Tools...),
+	}
 }
 
 // packageLayer is the name of the layer in which a package is installed.
