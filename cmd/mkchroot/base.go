@@ -63,10 +63,11 @@ func (b *baseMaker) take(ctx context.Context) (made bool, err error) {
 	}
 	return b.tree.TakeLayer(ctx, b.cache, item, rootfs.LayerSpec{
 		Name: baseLayer,
-		Make: func(root sandbox.Root) error {
+		Make: func(root sandbox.Root) (err error) {
 			if err := b.enoughSpace(root.Upper); err != nil {
 				return err
 			}
+			defer func() { err = b.wasThereSpace(root.Upper, err) }()
 			installed, err := rootfs.MakeBase(ctx, b.tree.Mountpoint(), root.Upper, spec)
 			if err != nil {
 				return err

@@ -122,6 +122,23 @@ func (b *baseMaker) enoughSpace(dir string) error {
 	return enoughSpace(dir, filepath.Dir(filepath.Dir(b.tree.Path)), baseSize, "--work-dir")
 }
 
+// wasThereSpace says so when an error came with a full disk: apt and its helpers
+// speak of signatures then.
+func (b *baseMaker) wasThereSpace(dir string, err error) error {
+	if err == nil {
+		return nil
+	}
+	const full = 4 << 20
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) != nil || int64(fs.Bavail)*fs.Bsize > full {
+		return err
+	}
+	if b.cache != nil {
+		return diag.WithHint(fmt.Errorf("no space left in %s: %w", b.cache.Path, err), "--cache-dir names another place; rmchroot --cache empties it")
+	}
+	return diag.WithHint(fmt.Errorf("no space left in %s: %w", b.tree.Path, err), "--work-dir names another place; rmchroot --stale removes what dead runs left")
+}
+
 // enoughSpace says whether there is enough in dir, which is called so for people
 // and was chosen by a flag.
 func enoughSpace(dir, called string, need int64, flag string) error {
