@@ -50,9 +50,13 @@ func run(m *testing.M) int {
 		panic(err)
 	}
 	bin, scripts, workDir = filepath.Join(dir, "bin"), filepath.Join(dir, "scripts"), filepath.Join(dir, "work")
-	cacheTo = filepath.Join(dir, "cache")
-	if err := os.Setenv("DKMS2BIN_CACHE_DIR", cacheTo); err != nil {
-		panic(err)
+	// One that is given is kept, for the next run.
+	given := os.Getenv("DKMS2BIN_CACHE_DIR")
+	if cacheTo = given; given == "" {
+		cacheTo = filepath.Join(dir, "cache")
+		if err := os.Setenv("DKMS2BIN_CACHE_DIR", cacheTo); err != nil {
+			panic(err)
+		}
 	}
 	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/...")
 	build.Dir = top
@@ -71,12 +75,16 @@ func run(m *testing.M) int {
 			code = 1
 		}
 	}
-	// With all trees gone, nothing keeps anything in the cache.
-	if out, err := exec.Command(filepath.Join(bin, "rmchroot"), "--cache").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "e2e: cannot empty the cache: %v\n%s", err, out)
-		code = 1
+	left := leftBehind(workDir)
+	if given == "" {
+		// With all trees gone, nothing keeps anything in the cache.
+		if out, err := exec.Command(filepath.Join(bin, "rmchroot"), "--cache").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: cannot empty the cache: %v\n%s", err, out)
+			code = 1
+		}
+		left = append(left, leftInCache(cacheTo)...)
 	}
-	for _, left := range append(leftBehind(workDir), leftInCache(cacheTo)...) {
+	for _, left := range left {
 		fmt.Fprintln(os.Stderr, "e2e: left behind:", left)
 		code = 1
 	}
