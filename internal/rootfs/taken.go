@@ -26,10 +26,10 @@ const (
 // Make is not used.
 func (t *Tree) TakeLayer(ctx context.Context, c *Cache, item Item, spec LayerSpec) (made bool, err error) {
 	if c == nil || t.HasLayer(spec.Name) {
-		make := spec.Make
+		fill := spec.Make
 		spec.Make = func(root sandbox.Root) error {
 			made = true
-			return make(root)
+			return fill(root)
 		}
 		return made, t.MakeLayer(ctx, spec)
 	}
