@@ -15,9 +15,10 @@ type builder struct {
 	*cli.Session
 	opts     *options
 	tree     *rootfs.Tree
-	lists    []string // layers with package lists below a package's, the topmost first
-	fresh    string   // the layer with newer package lists, of this run alone
-	tools    tools    // for what is built in this run
+	cache    *rootfs.Cache // that the tree is made of, or nil
+	lists    []string      // layers with package lists below a package's, the topmost first
+	fresh    string        // the layer with newer package lists, of this run alone
+	tools    tools         // for what is built in this run
 	most     slots
 	kernels  []state.Kernel
 	packages []*pkg
@@ -53,6 +54,12 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 		}
 		err = errors.Join(err, b.tree.Close())
 	}()
+	if b.cache, err = b.tree.Cache(s.Doc.Tree.Base); err != nil {
+		return err
+	}
+	if b.cache != nil {
+		b.cache.Notice = s.Msg.Info
+	}
 	if err := b.chooseKernels(); err != nil {
 		return err
 	}

@@ -243,7 +243,11 @@ func (b *builder) install(ctx context.Context, p *pkg) (err error) {
 	defer func() { err = errors.Join(err, log.Close()) }()
 	out := io.MultiWriter(log, b.live)
 	list := filepath.Join(dir, "brought.json")
-	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
+	cache := b.cache
+	if p.Kind == state.KindSource || b.fresh != "" {
+		cache = nil // it changes while it is worked on; or these lists are of this run alone
+	}
+	_, err = b.tree.TakeLayer(ctx, cache, b.packageItem(p), rootfs.LayerSpec{
 		Name: name, On: unique(append([]string{p.ToolsLayer}, b.lists...)),
 		Make: func(root sandbox.Root) error {
 			inside := b.inside(root, out)
@@ -352,13 +356,26 @@ func (b *builder) needed(ctx context.Context, p *pkg, name string) (*pkg, error)
 	return q, nil
 }
 
-// packageLayer is the name of the layer in which a package is installed.
-func packageLayer(p *pkg) string {
+// identity tells a package, with what is installed beside it, from all others.
+func (p *pkg) identity() []string {
 	parts := append([]string{p.Kind, p.Name, p.Version, p.Digest}, p.Tools...)
 	for _, q := range p.with {
 		parts = append(parts, "with", q.Name, q.Version, q.Digest)
 	}
-	return rootfs.LayerName("package", parts...)
+	return parts
+}
+
+// packageLayer is the name of the layer in which a package is installed.
+func packageLayer(p *pkg) string { return rootfs.LayerName("package", p.identity()...) }
+
+// packageItem is that layer in the cache. What apt brings along depends on the
+// package lists.
+func (b *builder) packageItem(p *pkg) rootfs.Item {
+	item := rootfs.Item{Kind: "package", About: p.Name + " " + p.Version, On: b.tree.LayerID(b.Doc.Tree.Base), Key: p.identity()}
+	for _, l := range b.lists {
+		item.Key = append(item.Key, "on", b.tree.LayerID(l))
+	}
+	return item
 }
 
 // copied is where a given source directory is copied to; dkms add copies it once

@@ -79,7 +79,7 @@ func (b *builder) choosePackages(ctx context.Context) error {
 		}
 	}
 	open := slices.DeleteFunc(slices.Clone(requests), func(r string) bool { _, ok := kept[r]; return ok })
-	b.lists = []string{b.Doc.Tree.Base}
+	b.lists = unique([]string{b.Doc.Tree.Lists, b.Doc.Tree.Base})
 	if len(open) == 0 {
 		for _, p := range b.Doc.Packages {
 			if !p.Needed {
@@ -197,13 +197,13 @@ func (b *builder) refreshLists(ctx context.Context) error {
 	step := b.Msg.Wait("fetching package lists")
 	defer step.Done("")
 	err := b.tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: name, On: []string{b.Doc.Tree.Base},
+		Name: name, On: b.lists,
 		Make: func(root sandbox.Root) error { return b.inside(root, step).Update(ctx) },
 	})
 	if err != nil {
 		return err
 	}
 	b.fresh = name
-	b.lists = []string{name, b.Doc.Tree.Base}
+	b.lists = append([]string{name}, b.lists...)
 	return nil
 }

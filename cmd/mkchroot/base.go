@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
@@ -8,8 +9,13 @@ import (
 	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 )
 
 // A baseMaker makes the base layer.
@@ -18,17 +24,22 @@ type baseMaker struct {
 	msg    *cli.Messenger
 	given  string // ready tree, or ""
 	tree   *rootfs.Tree
-	inside apt.Inside // without a root
+	cache  *rootfs.Cache // nil without
+	inside apt.Inside    // without a root
 }
 
-// make makes the layer. The program that makes it reads the keyrings on the host,
-// apt inside reads copies of them in the tree.
-func (b *baseMaker) make(ctx context.Context) error {
+// maxAge is how old a base system of the cache may be. Packages that need newer ones
+// of it than it has bring those into their own layers.
+const maxAge = 7 * 24 * time.Hour
+
+// take takes the layer from the cache, or makes it. The program that makes it reads
+// the keyrings on the host, apt inside reads copies of them in the tree.
+func (b *baseMaker) take(ctx context.Context) (made bool, err error) {
 	sources := apt.Bound(b.sources)
 	main := b.sources[0]
 	files, err := b.configFiles(sources)
 	if err != nil {
-		return err
+		return false, err
 	}
 	spec := rootfs.BaseSpec{
 		Given: b.given, Suite: main.Suite, Mirror: main.URI, Parts: main.Components, Trusted: main.Trusted(),
@@ -46,20 +57,117 @@ func (b *baseMaker) make(ctx context.Context) error {
 		// Priorities need the indexes first, and apt knows those only in the tree.
 		spec.Packages = nil
 	}
-	return b.tree.MakeLayer(ctx, rootfs.LayerSpec{
+	item := rootfs.Item{Kind: "base", About: "the base system of " + main.Suite, MaxAge: maxAge}
+	if item.Key, err = b.key(spec, files); err != nil {
+		return false, err
+	}
+	return b.tree.TakeLayer(ctx, b.cache, item, rootfs.LayerSpec{
 		Name: baseLayer,
-		Make: func(root sandbox.Root) error {
+		Make: func(root sandbox.Root) (err error) {
+			if err := b.enoughSpace(root.Upper); err != nil {
+				return err
+			}
+			defer func() { err = b.wasThereSpace(root.Upper, err) }()
 			installed, err := rootfs.MakeBase(ctx, b.tree.Mountpoint(), root.Upper, spec)
 			if err != nil {
 				return err
 			}
 			err = rootfs.Configure(root.Upper, files, "/etc/apt/sources.list", "/etc/apt/sources.list.d", "/etc/apt/apt.conf.d/99mmdebstrap")
-			if err != nil || installed && spec.Packages != nil {
+			if err != nil {
 				return err
 			}
-			return b.complete(ctx, root.Upper)
+			inside := b.inside
+			inside.Spec.Root = sandbox.Root{Upper: root.Upper}
+			if !installed || spec.Packages == nil {
+				if err := b.complete(ctx, inside, root.Upper); err != nil {
+					return err
+				}
+			}
+			if err := inside.Index(ctx); err != nil {
+				return err
+			}
+			return b.record(ctx, inside)
 		},
 	})
+}
+
+// key is everything that the base layer is made of.
+func (b *baseMaker) key(spec rootfs.BaseSpec, files []rootfs.ConfigFile) ([]string, error) {
+	given, maker := "", rootfs.Maker()
+	if b.given != "" {
+		maker = "given"
+		var err error
+		if given, err = rootfs.GivenDigest(b.given); err != nil {
+			return nil, err
+		}
+	}
+	key := []string{maker, given, b.host.Distribution, b.host.Architecture, spec.Suite, spec.Mirror, fmt.Sprint(spec.Trusted), string(spec.AptConf), string(spec.Sources)}
+	key = append(key, spec.Parts...)
+	key = append(key, buildSet...)
+	for _, s := range b.sources {
+		key = append(key, fmt.Sprint(s.Priority))
+	}
+	for _, f := range slices.SortedFunc(slices.Values(files), func(x, y rootfs.ConfigFile) int { return cmp.Compare(x.Path, y.Path) }) {
+		key = append(key, f.Path, f.Mode.String(), string(f.Content))
+	}
+	// Directories of .debs are preferred to all else, for the base system as well.
+	for i := range b.directories {
+		packages, err := os.ReadFile(filepath.Join(givenDirectory(b.tree, i), "Packages"))
+		if err != nil {
+			return nil, err
+		}
+		key = append(key, string(packages))
+	}
+	return key, nil
+}
+
+// baseFacts are what the document says of the base layer.
+type baseFacts struct {
+	Distribution string `json:"distribution"`
+	DKMS         string `json:"dkms"`
+	Compiler     string `json:"compiler"`
+}
+
+const factsFile = "facts.json"
+
+// record writes down, beside the layer, what the document says of it.
+func (b *baseMaker) record(ctx context.Context, inside apt.Inside) error {
+	facts := baseFacts{Distribution: b.host.Distribution}
+	if id, err := inside.Output(ctx, "sh", "-c", ". /etc/os-release && echo $ID"); err == nil {
+		facts.Distribution = strings.TrimSpace(string(id))
+	}
+	installed, err := inside.Installed(ctx)
+	if err != nil {
+		return err
+	}
+	facts.DKMS, facts.Compiler = installed["dkms"], installed["gcc"]
+	return writeRecord(b.tree, baseLayer, factsFile, facts)
+}
+
+// writeRecord writes a file of a layer's record.
+func writeRecord(tree *rootfs.Tree, layer, name string, content any) error {
+	dir, err := tree.Record(layer)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(content)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, name), text, 0o644)
+}
+
+// readRecord reads what writeRecord wrote.
+func readRecord(tree *rootfs.Tree, layer, name string, content any) error {
+	dir, err := tree.Record(layer)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, content)
 }
 
 func (b *baseMaker) aptConf() []byte {
@@ -94,9 +202,7 @@ func (b *baseMaker) configFiles(sources []apt.Source) ([]rootfs.ConfigFile, erro
 
 // complete installs what is missing of the build set into the tree at dir, from
 // repositories with their priorities. A given tree is not brought up to date.
-func (b *baseMaker) complete(ctx context.Context, dir string) error {
-	inside := b.inside
-	inside.Spec.Root = sandbox.Root{Upper: dir}
+func (b *baseMaker) complete(ctx context.Context, inside apt.Inside, dir string) error {
 	if b.given != "" {
 		if err := b.checkArchitecture(ctx, inside); err != nil {
 			return err
@@ -113,14 +219,11 @@ func (b *baseMaker) install(ctx context.Context, inside apt.Inside, dir string) 
 		return err
 	}
 	if b.prioritised() {
-		preferences, warnings, err := inside.Pins(ctx, apt.Bound(b.sources))
+		preferences, err := b.preferences(ctx, inside)
 		if err != nil {
 			return err
 		}
-		for _, w := range warnings {
-			b.msg.Warn("%s", w)
-		}
-		file := rootfs.ConfigFile{Path: "/etc/apt/preferences.d/dkms2bin", Content: preferences, Mode: 0o644}
+		file := rootfs.ConfigFile{Path: preferencesFile, Content: preferences, Mode: 0o644}
 		if err := rootfs.Configure(dir, []rootfs.ConfigFile{file}); err != nil {
 			return err
 		}
@@ -146,6 +249,17 @@ func (b *baseMaker) install(ctx context.Context, inside apt.Inside, dir string) 
 		}
 	}
 	return inside.Clean(ctx)
+}
+
+const preferencesFile = "/etc/apt/preferences.d/dkms2bin"
+
+// preferences are the priorities of the repositories, by the lists that are there.
+func (b *baseMaker) preferences(ctx context.Context, inside apt.Inside) ([]byte, error) {
+	preferences, warnings, err := inside.Pins(ctx, apt.Bound(b.sources))
+	for _, w := range warnings {
+		b.msg.Warn("%s", w)
+	}
+	return preferences, err
 }
 
 // checkArchitecture refuses a given tree that cannot run here.

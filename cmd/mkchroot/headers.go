@@ -9,6 +9,7 @@ import (
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -18,8 +19,15 @@ import (
 )
 
 // addKernels finds the wanted kernels and makes a layer with the headers of each.
-func addKernels(ctx context.Context, s *cli.Session, tree *rootfs.Tree, base apt.Inside, want selection) error {
-	targets, err := findKernels(ctx, base, s.Doc.Tree, want)
+func addKernels(ctx context.Context, s *cli.Session, b *baseMaker, want selection) error {
+	h := headerMaker{baseMaker: b, below: layers(s.Doc.Tree.Lists, s.Doc.Tree.Base)}
+	base := b.inside
+	base.Spec.Root = b.tree.Root(h.below...)
+	offered, err := remember(ctx, h.cache, h.answer("the headers on offer", h.below...), func() (known, error) { return askHeaders(ctx, base) })
+	if err != nil {
+		return err
+	}
+	targets, err := findKernels(offered.offer(s.Doc.Tree.Architecture), s.Doc.Tree, want)
 	if err != nil {
 		return err
 	}
@@ -27,7 +35,7 @@ func addKernels(ctx context.Context, s *cli.Session, tree *rootfs.Tree, base apt
 		s.Msg.Info("no kernel is new: all have packages in %s", want.outDir)
 	}
 	for _, t := range targets {
-		k, err := installHeaders(ctx, tree, base, t)
+		k, err := h.take(ctx, t)
 		var none *noHeadersError
 		if errors.As(err, &none) && !t.Requested && want.fresh {
 			s.Msg.Warn("passing over the kernel %s: %v", t.Release, err)
@@ -37,8 +45,11 @@ func addKernels(ctx context.Context, s *cli.Session, tree *rootfs.Tree, base apt
 			return fmt.Errorf("cannot install the headers of %s: %w", t.Release, err)
 		}
 		inside := base
-		inside.Spec.Root = tree.Root(k.Layer, baseLayer)
-		if k.Images, err = findImages(ctx, inside, k, s.Doc.Tree.Architecture); err != nil {
+		inside.Spec.Root = b.tree.Root(append([]string{k.Layer}, h.below...)...)
+		item := h.answer("the packages of the kernel "+k.Release, append([]string{k.Layer}, h.below...)...)
+		if k.Images, err = remember(ctx, h.cache, item, func() ([]state.Image, error) {
+			return findImages(ctx, inside, k, s.Doc.Tree.Architecture)
+		}); err != nil {
 			return err
 		}
 		if len(k.Images) == 0 {
@@ -51,38 +62,29 @@ func addKernels(ctx context.Context, s *cli.Session, tree *rootfs.Tree, base apt
 	return nil
 }
 
+// layers leaves out those that there is no need for.
+func layers(names ...string) []string {
+	return slices.DeleteFunc(names, func(n string) bool { return n == "" })
+}
+
+// A headerMaker makes layers with headers, on the layers below.
+type headerMaker struct {
+	*baseMaker
+	below []string // the topmost first
+}
+
 // A noHeadersError is packages that were installed and ship no headers of the
 // kernel.
 type noHeadersError struct{ reasons []string }
 
 func (e *noHeadersError) Error() string { return strings.Join(e.reasons, "; ") }
 
-// installHeaders makes the layer of a kernel's headers, of the first package that
-// ships them, and saves what is to be known of the kernel.
-func installHeaders(ctx context.Context, tree *rootfs.Tree, base apt.Inside, t target) (state.Kernel, error) {
+// take takes the layer of a kernel's headers from the cache, or makes it of the
+// first package that ships them.
+func (h *headerMaker) take(ctx context.Context, t target) (state.Kernel, error) {
 	var errs []error
 	for _, c := range t.headers {
-		k := t.Kernel
-		k.Layer = rootfs.LayerName("headers", k.Release, c.Name, c.Version)
-		err := tree.MakeLayer(ctx, rootfs.LayerSpec{
-			Name: k.Layer, On: []string{baseLayer},
-			Make: func(root sandbox.Root) error {
-				inside := base
-				inside.Spec.Root = root
-				// Where headers bring the image along, no initramfs is wanted.
-				inside.Spec.Env = append(sandbox.DefaultEnv(), "INITRD=No")
-				if err := inside.Install(ctx, c.Name+"="+c.Version); err != nil {
-					return err
-				}
-				if err := inside.Clean(ctx); err != nil {
-					return err
-				}
-				if err := identify(ctx, inside, &k, c.Name); err != nil {
-					return err
-				}
-				return saveFacts(ctx, tree, inside, &k)
-			},
-		})
+		k, err := h.takeOne(ctx, t.Kernel, c)
 		if err == nil {
 			return k, nil
 		}
@@ -100,6 +102,96 @@ func installHeaders(ctx context.Context, tree *rootfs.Tree, base apt.Inside, t t
 		none.reasons = append(none.reasons, one.reasons...)
 	}
 	return t.Kernel, none
+}
+
+// answer is what apt says of these layers, about something. Without layers of the
+// cache nothing can be said of what it depends on.
+func (h *headerMaker) answer(about string, layers ...string) rootfs.Item {
+	item := rootfs.Item{Kind: "answer", About: about, On: h.tree.LayerID(layers[0])}
+	for _, l := range layers {
+		item.Key = append(item.Key, h.tree.LayerID(l))
+	}
+	item.Key = append(item.Key, about)
+	return item
+}
+
+// remember takes an answer from the cache, or asks and keeps it there.
+func remember[T any](ctx context.Context, cache *rootfs.Cache, item rootfs.Item, ask func() (T, error)) (answer T, err error) {
+	const file = "answer.json"
+	if cache == nil {
+		return ask()
+	}
+	item.Make = func(dir string) error {
+		answer, err := ask()
+		if err != nil {
+			return err
+		}
+		text, err := json.Marshal(answer)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, file), text, 0o644)
+	}
+	e, err := cache.Get(ctx, item)
+	if err != nil {
+		return answer, err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	text, err := os.ReadFile(filepath.Join(e.Content(), file))
+	if err != nil {
+		return answer, err
+	}
+	return answer, json.Unmarshal(text, &answer)
+}
+
+// kernelFile is what is known of the kernel, in the record of its headers' layer.
+const kernelFile = "kernel.json"
+
+func (h *headerMaker) takeOne(ctx context.Context, k state.Kernel, c apt.Candidate) (state.Kernel, error) {
+	item := rootfs.Item{
+		Kind: "headers", About: "the headers of " + k.Release, On: h.tree.LayerID(baseLayer),
+		Key: []string{k.Release, c.Name, c.Version, c.SHA256},
+	}
+	layer := rootfs.LayerName("headers", k.Release, c.Name, c.Version)
+	_, err := h.tree.TakeLayer(ctx, h.cache, item, rootfs.LayerSpec{
+		Name: layer, On: h.below,
+		Make: func(root sandbox.Root) error {
+			inside := h.inside
+			inside.Spec.Root = root
+			return installHeaders(ctx, inside, h.tree, layer, k.Release, c)
+		},
+	})
+	if err != nil {
+		return k, err
+	}
+	var found state.Kernel
+	if err := readRecord(h.tree, layer, kernelFile, &found); err != nil {
+		return k, err
+	}
+	found.Flavour, found.Requested, found.Layer = k.Flavour, k.Requested, layer
+	found.Facts, err = h.tree.Record(layer)
+	return found, err
+}
+
+// installHeaders installs the headers of a package, and records what is to be known
+// of the kernel.
+func installHeaders(ctx context.Context, inside apt.Inside, tree *rootfs.Tree, layer, release string, c apt.Candidate) error {
+	// Where headers bring the image along, no initramfs is wanted.
+	inside.Spec.Env = append(sandbox.DefaultEnv(), "INITRD=No")
+	if err := inside.Install(ctx, c.Name+"="+c.Version); err != nil {
+		return err
+	}
+	if err := inside.Clean(ctx); err != nil {
+		return err
+	}
+	k := state.Kernel{Release: release, Layer: layer}
+	if err := identify(ctx, inside, &k, c.Name); err != nil {
+		return err
+	}
+	if err := saveFacts(ctx, tree, inside, &k); err != nil {
+		return err
+	}
+	return writeRecord(tree, layer, kernelFile, k)
 }
 
 // identify finds the package that ships the kernel's build directory, among those
@@ -162,6 +254,6 @@ func saveFacts(ctx context.Context, tree *rootfs.Tree, inside apt.Inside, k *sta
 	if facts.Release != k.Release {
 		return &noHeadersError{[]string{fmt.Sprintf("what the package %s ships for %s is for the kernel %s", k.Headers, k.Release, facts.Release)}}
 	}
-	k.Facts, k.Modversions = dir, facts.Modversions
+	k.Modversions = facts.Modversions
 	return nil
 }

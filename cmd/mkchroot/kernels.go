@@ -50,11 +50,7 @@ type offer struct {
 // findKernels resolves the kernels that were asked for, or the current one of the
 // flavour, to packages that may ship their headers. Whether they do shows when
 // they are installed.
-func findKernels(ctx context.Context, inside apt.Inside, tree *state.Tree, want selection) ([]target, error) {
-	o, err := headersOffer(ctx, inside, tree.Architecture)
-	if err != nil {
-		return nil, err
-	}
+func findKernels(o offer, tree *state.Tree, want selection) ([]target, error) {
 	var targets []target
 	add := func(k state.Kernel) error {
 		if slices.ContainsFunc(targets, func(t target) bool { return t.Release == k.Release }) {
@@ -93,26 +89,30 @@ func findKernels(ctx context.Context, inside apt.Inside, tree *state.Tree, want 
 	return targets, nil
 }
 
-// headersOffer asks apt and dpkg for all packages that may ship headers.
-func headersOffer(ctx context.Context, inside apt.Inside, arch string) (offer, error) {
+// known is what apt and dpkg know of packages that may ship headers.
+type known struct {
+	Shown     map[string][]apt.Candidate
+	Preferred map[string]string
+	Present   map[string]apt.Candidate
+}
+
+func (k known) offer(arch string) offer { return newOffer(k.Shown, k.Preferred, k.Present, arch) }
+
+// askHeaders asks apt and dpkg for all packages that may ship headers.
+func askHeaders(ctx context.Context, inside apt.Inside) (k known, err error) {
 	names, err := inside.Names(ctx, "")
 	if err != nil {
-		return offer{}, err
+		return k, err
 	}
 	names = slices.DeleteFunc(names, func(n string) bool { return !strings.Contains(n, "headers") })
-	shown, err := inside.Show(ctx, names...)
-	if err != nil {
-		return offer{}, err
+	if k.Shown, err = inside.Show(ctx, names...); err != nil {
+		return k, err
 	}
-	preferred, err := inside.Preferred(ctx, names...)
-	if err != nil {
-		return offer{}, err
+	if k.Preferred, err = inside.Preferred(ctx, names...); err != nil {
+		return k, err
 	}
-	present, err := installedHeaders(ctx, inside)
-	if err != nil {
-		return offer{}, err
-	}
-	return newOffer(shown, preferred, present, arch), nil
+	k.Present, err = installedHeaders(ctx, inside)
+	return k, err
 }
 
 // newOffer sorts what apt shows. Packages for all architectures hold what several

@@ -289,7 +289,9 @@ func TestKernelNames(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			inside := archive(t, tt.packages)
-			targets, err := findKernels(t.Context(), inside, &state.Tree{Distribution: tt.distribution, Architecture: "amd64"}, tt.want)
+			offered, err := askHeaders(t.Context(), inside)
+			assert.NilError(t, err)
+			targets, err := findKernels(offered.offer("amd64"), &state.Tree{Distribution: tt.distribution, Architecture: "amd64"}, tt.want)
 			if tt.err != "" {
 				assert.Assert(t, err != nil)
 				assert.Equal(t, fmt.Sprintf("%v (%s)", err, diag.Hint(err)), tt.err)

@@ -12,10 +12,13 @@ import (
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"flag"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 const manual = `
@@ -40,10 +43,14 @@ type options struct {
 	auth       string
 	base       string
 	workDir    string
+	cacheDir   string
+	cacheSize  string
+	noCache    bool
 	outDir     string
 	keep       int
 
 	args        []string     // the command line
+	cacheLimit  int64        // of --cache-size; negative for what the cache has
 	sources     []apt.Source // of --repo, in place of the host's
 	directories []string     // of --repo, in addition
 	fuel        apt.Settings // of --settings
@@ -94,8 +101,47 @@ func (o *options) check([]string) (err error) {
 			return cli.Usagef("--%s: %w", flag, err)
 		}
 	}
-	o.workDir, err = rootfs.WorkDir(o.workDir)
+	if o.workDir, err = rootfs.WorkDir(o.workDir); err != nil {
+		return err
+	}
+	return o.checkCache()
+}
+
+// checkCache looks at the flags of the cache.
+func (o *options) checkCache() (err error) {
+	o.cacheLimit = -1
+	if o.noCache {
+		return nil
+	}
+	if o.cacheSize != "" {
+		if o.cacheLimit, err = parseSize(o.cacheSize); err != nil {
+			return err
+		}
+	}
+	o.cacheDir, err = rootfs.CacheDir(o.cacheDir)
 	return err
+}
+
+var sizePattern = regexp.MustCompile(`^([0-9]{1,9})([KMGT]?)(?:i?B)?$`)
+
+// parseSize reads a size in bytes, with K, M, G and T for powers of 1024.
+func parseSize(text string) (int64, error) {
+	m := sizePattern.FindStringSubmatch(text)
+	if m == nil {
+		return 0, cli.Usagef("--cache-size %q: not a size such as 500M or 20G", text)
+	}
+	n, err := strconv.ParseInt(m[1], 10, 64)
+	shift := 10 * (strings.Index("KMGT", m[2]) + 1)
+	if m[2] == "" {
+		shift = 0
+	}
+	if n > math.MaxInt64>>shift {
+		err = strconv.ErrRange
+	}
+	if err != nil {
+		return 0, cli.Usagef("--cache-size %q: %w", text, err)
+	}
+	return n << shift, nil
 }
 
 // newKernels, as a release, stands for the flavour's kernels that have no packages
@@ -126,6 +172,9 @@ func main() {
 			fs.StringVar(&o.cert, "load-cert", "", "`file` with the certificate of an authority that https repositories may have, besides the host's")
 			fs.StringVar(&o.auth, "auth-conf", "", "`file` with logins for repositories and proxies, auth.conf(5)")
 			fs.StringVar(&o.base, "base", "", "`path` of a ready system to build in, a tar archive or a directory; what it lacks is installed")
+			fs.StringVar(&o.cacheDir, "cache-dir", "", "`directory` of what runs can use again: base systems, headers (default cache in the default --work-dir)")
+			fs.StringVar(&o.cacheSize, "cache-size", "", "`size` that the cache may have, such as 500M or 20G; what was not used for the longest time is removed (default what was given last, else 10G)")
+			fs.BoolVar(&o.noCache, "no-cache", false, "make everything afresh; neither use a cache nor fill it")
 			fs.StringVar(&o.workDir, "work-dir", "", "`directory` for build trees (default /var/cache/dkms2bin, for ordinary users in their own cache directory)")
 		},
 		Check: o.check,

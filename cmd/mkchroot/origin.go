@@ -286,7 +286,7 @@ func (f *origin) provide(ctx context.Context, msg *cli.Messenger, tree *rootfs.T
 		})
 	}
 	for i, dir := range f.directories {
-		to := filepath.Join(tree.Apt(), fmt.Sprint("given-", i))
+		to := givenDirectory(tree, i)
 		if err := f.copyDebs(ctx, msg, dir, to); err != nil {
 			return nil, fmt.Errorf("cannot use the directory %s as a repository: %w", dir, err)
 		}
@@ -307,6 +307,11 @@ func (f *origin) provide(ctx context.Context, msg *cli.Messenger, tree *rootfs.T
 		}
 	}
 	return told, nil
+}
+
+// givenDirectory is where the copy of a directory of .debs lies.
+func givenDirectory(tree *rootfs.Tree, i int) string {
+	return filepath.Join(tree.Apt(), fmt.Sprint("given-", i))
 }
 
 func fileURI(path string) string { return "file:" + (&url.URL{Path: path}).EscapedPath() }

@@ -14,7 +14,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +35,11 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 	s.Msg.Announce("creating chroot environment")
 	step := s.Msg.Wait("creating chroot environment")
 	defer step.Done("")
-	if err := enoughSpace(o.workDir); err != nil {
+	cache, err := o.openCache(s.Msg)
+	if err != nil {
+		return err
+	}
+	if err := enoughSpace(o.workDir, o.workDir, smallTree, "--work-dir"); err != nil {
 		return err
 	}
 	tree, err := rootfs.Create(o.workDir)
@@ -59,34 +62,86 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 	if s.Doc.Tree.Repositories, err = from.provide(ctx, s.Msg, tree); err != nil {
 		return err
 	}
-	b := baseMaker{origin: from, msg: s.Msg, given: o.base, tree: tree, inside: apt.Inside{
+	b := &baseMaker{origin: from, msg: s.Msg, given: o.base, tree: tree, cache: cache, inside: apt.Inside{
 		Spec:  sandbox.Spec{Mountpoint: tree.Mountpoint(), Env: sandbox.DefaultEnv()},
 		Fetch: apt.Binds(tree.Apt(), s.Doc.Tree.Directories()), Log: watch,
 	}}
-	if err := b.make(ctx); err != nil {
-		return err
-	}
-	s.Doc.Tree.Base = baseLayer
-	inside := b.inside
-	inside.Spec.Root = tree.Root(baseLayer)
-	if id, err := inside.Output(ctx, "sh", "-c", ". /etc/os-release && echo $ID"); err == nil {
-		s.Doc.Tree.Distribution = strings.TrimSpace(string(id))
-	}
-	installed, err := inside.Installed(ctx)
+	made, err := b.take(ctx)
 	if err != nil {
 		return err
 	}
-	s.Doc.Tree.DKMS, s.Doc.Tree.Compiler = installed["dkms"], installed["gcc"]
-
-	return addKernels(ctx, s, tree, inside, o.selection())
+	s.Doc.Tree.Base = baseLayer
+	var facts baseFacts
+	if err := readRecord(tree, baseLayer, factsFile, &facts); err != nil {
+		return err
+	}
+	s.Doc.Tree.Distribution, s.Doc.Tree.DKMS, s.Doc.Tree.Compiler = facts.Distribution, facts.DKMS, facts.Compiler
+	if !made {
+		if err := b.takeLists(ctx); err != nil {
+			return err
+		}
+		s.Doc.Tree.Lists = listsLayer
+	}
+	if err := addKernels(ctx, s, b, o.selection()); err != nil || cache == nil {
+		return err
+	}
+	return cache.Trim()
 }
 
-// treeSize is what a tree takes with the headers of one kernel, in bytes. Trixie's
-// bring the kernel's image along.
-const treeSize = 1 << 30
+// openCache opens the cache, or returns nil where none is wanted.
+func (o *options) openCache(msg *cli.Messenger) (*rootfs.Cache, error) {
+	if o.noCache {
+		return nil, nil
+	}
+	cache, err := rootfs.OpenCache(o.cacheDir)
+	if err != nil {
+		return nil, err
+	}
+	cache.Notice = msg.Info
+	if o.cacheLimit >= 0 {
+		if err := cache.SetLimit(o.cacheLimit); err != nil {
+			return nil, err
+		}
+	}
+	return cache, cache.Trim() // what a dead run left may be what is missing of space
+}
+
+const (
+	// baseSize is what a base system takes with the headers of one kernel, in
+	// bytes. Trixie's bring the kernel's image along.
+	baseSize = 1 << 30
+	// smallTree is what a tree takes besides: the packages and their builds.
+	smallTree = 128 << 20
+)
 
 // enoughSpace refuses at once what would fail after a minute.
-func enoughSpace(dir string) error {
+func (b *baseMaker) enoughSpace(dir string) error {
+	if b.cache != nil {
+		return enoughSpace(dir, b.cache.Path, baseSize, "--cache-dir")
+	}
+	return enoughSpace(dir, filepath.Dir(filepath.Dir(b.tree.Path)), baseSize, "--work-dir")
+}
+
+// wasThereSpace says so when an error came with a full disk: apt and its helpers
+// speak of signatures then.
+func (b *baseMaker) wasThereSpace(dir string, err error) error {
+	if err == nil {
+		return nil
+	}
+	const full = 4 << 20
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) != nil || int64(fs.Bavail)*fs.Bsize > full {
+		return err
+	}
+	if b.cache != nil {
+		return diag.WithHint(fmt.Errorf("no space left in %s: %w", b.cache.Path, err), "--cache-dir names another place; rmchroot --cache empties it")
+	}
+	return diag.WithHint(fmt.Errorf("no space left in %s: %w", b.tree.Path, err), "--work-dir names another place; rmchroot --stale removes what dead runs left")
+}
+
+// enoughSpace says whether there is enough in dir, which is called so for people
+// and was chosen by a flag.
+func enoughSpace(dir, called string, need int64, flag string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("cannot make the work directory: %w", err)
 	}
@@ -94,9 +149,9 @@ func enoughSpace(dir string) error {
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return fmt.Errorf("cannot look for space in %s: %w", dir, err)
 	}
-	if free := int64(fs.Bavail) * fs.Bsize; free < treeSize {
-		return diag.WithHint(fmt.Errorf("no space left for a tree in %s: it takes about %d MB, and %d MB are free", dir, treeSize>>20, free>>20),
-			"--work-dir names another place; rmchroot --stale removes what dead runs left")
+	if free := int64(fs.Bavail) * fs.Bsize; free < need {
+		return diag.WithHint(fmt.Errorf("no space left for a tree in %s: it takes about %d MB, and %d MB are free", called, need>>20, free>>20),
+			"%s names another place; rmchroot --stale removes what dead runs left, rmchroot --cache the cache", flag)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@
 //
 //	rmchroot <4.json >5.json
 //	rmchroot --stale >/dev/null
+//	rmchroot --cache >/dev/null
 package main
 
 import (
@@ -25,7 +26,8 @@ Removes the document's build tree, or the trees DIR. A tree in which a stage is 
 work is left alone, and so is whatever is not a build tree.
 
 With --stale it removes, below the work directory, the trees of stages that died;
-with --older-than as well, those that nobody used for that long. With --keep it
+with --older-than as well, those that nobody used for that long. With --cache it
+empties the cache, except for what a tree or a stage at work needs. With --keep it
 removes nothing, and says where the document's tree is and how to enter it.`
 
 type options struct {
@@ -33,20 +35,32 @@ type options struct {
 	keep      bool
 	olderThan time.Duration
 	workDir   string
+	cache     bool
+	cacheDir  string
+}
+
+// standalone says that there is no document to read.
+func (o *options) standalone(operands []string) bool {
+	return o.stale || o.cache || len(operands) > 0
 }
 
 func (o *options) check(operands []string) error {
 	if o.stale && len(operands) > 0 {
 		return cli.Usagef("--stale looks for trees itself: give no operands")
 	}
-	if o.keep && (o.stale || len(operands) > 0) {
-		return cli.Usagef("--keep is for the tree of a document: it goes with no operands, nor with --stale")
+	if o.keep && o.standalone(operands) {
+		return cli.Usagef("--keep is for the tree of a document: it goes with no operands, nor with --stale or --cache")
 	}
 	if o.olderThan < 0 {
 		return cli.Usagef("--older-than %s: it must not be negative", o.olderThan)
 	}
 	var err error
-	o.workDir, err = rootfs.WorkDir(o.workDir)
+	if o.workDir, err = rootfs.WorkDir(o.workDir); err != nil {
+		return err
+	}
+	if o.cache {
+		o.cacheDir, err = rootfs.CacheDir(o.cacheDir)
+	}
 	return err
 }
 
@@ -57,7 +71,10 @@ func remove(_ context.Context, s *cli.Session, o *options) error {
 		if err != nil {
 			return err
 		}
-		return removeTrees(s, trees)
+		if err := removeTrees(s, trees); err != nil || !o.cache {
+			return err
+		}
+		return emptyCache(s, o.cacheDir)
 	case len(s.Operands) > 0:
 		var trees []*rootfs.Tree
 		for _, operand := range s.Operands {
@@ -71,7 +88,12 @@ func remove(_ context.Context, s *cli.Session, o *options) error {
 			}
 			trees = append(trees, tree)
 		}
-		return removeTrees(s, trees)
+		if err := removeTrees(s, trees); err != nil || !o.cache {
+			return err
+		}
+		return emptyCache(s, o.cacheDir)
+	case o.cache:
+		return emptyCache(s, o.cacheDir)
 	case s.Doc.Tree == nil || s.Doc.Tree.Removed:
 		return nil
 	}
@@ -139,6 +161,25 @@ func removeTrees(s *cli.Session, trees []*rootfs.Tree) error {
 	return errors.Join(errs...)
 }
 
+// emptyCache removes what nobody needs, the trees that go being gone already.
+func emptyCache(s *cli.Session, dir string) error {
+	if !rootfs.IsCache(dir) {
+		s.Msg.Info("there is no cache in %s", dir)
+		return nil
+	}
+	cache, err := rootfs.OpenCache(dir)
+	if err != nil {
+		return err
+	}
+	s.Msg.Announce("emptying the cache %s", cache.Path)
+	left, err := cache.Empty()
+	if left > 0 {
+		s.Msg.Info("%d entries are in use and stay", left)
+		s.Msg.Hint("they go with the trees that have them: rmchroot --stale --older-than 1h --cache")
+	}
+	return err
+}
+
 func main() {
 	o := &options{}
 	run := func(ctx context.Context, s *cli.Session) error { return remove(ctx, s, o) }
@@ -148,10 +189,12 @@ func main() {
 			fs.BoolVar(&o.stale, "stale", false, "remove the trees of stages that died")
 			fs.BoolVar(&o.keep, "keep", false, "only say where the document's tree is and how to enter it")
 			fs.DurationVar(&o.olderThan, "older-than", 0, "with --stale also trees that nobody used for this `time`")
+			fs.BoolVar(&o.cache, "cache", false, "empty the cache, except for what is in use")
+			fs.StringVar(&o.cacheDir, "cache-dir", "", "`directory` of the cache, for --cache (default as for mkchroot)")
 			fs.StringVar(&o.workDir, "work-dir", "", "`directory` of build trees (default as for mkchroot)")
 		},
 		Check:      o.check,
-		Standalone: func(operands []string) bool { return o.stale || len(operands) > 0 },
+		Standalone: o.standalone,
 		Run:        run,
 		Pass:       run,
 	})

@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -96,9 +98,15 @@ func (b *bounded) Write(p []byte) (int, error) {
 
 // run runs apt-get; its failure carries apt's own reason.
 func (i Inside) run(ctx context.Context, network bool, args ...string) error {
+	_, err := i.command(ctx, network, append([]string{"apt-get"}, args...)...)
+	return err
+}
+
+// command runs apt-get or dpkg and returns the end of what it prints.
+func (i Inside) command(ctx context.Context, network bool, args ...string) (string, error) {
 	var out limited
 	spec := i.Spec
-	spec.Args, spec.Network = append([]string{"apt-get"}, args...), network
+	spec.Args, spec.Network = args, network
 	if network {
 		spec.Binds = slices.Concat(spec.Binds, i.Fetch)
 	}
@@ -111,10 +119,10 @@ func (i Inside) run(ctx context.Context, network bool, args ...string) error {
 	var exit *sandbox.ExitError
 	if errors.As(err, &exit) {
 		if reason := Reason(out.String()); reason != "" {
-			return &Failure{Reason: reason, Output: out.String(), Err: err}
+			err = &Failure{Reason: reason, Output: out.String(), Err: err}
 		}
 	}
-	return err
+	return out.String(), err
 }
 
 // A Failure is apt-get's exit with an error, and the reason that it printed.
@@ -237,6 +245,19 @@ func (i Inside) Update(ctx context.Context) error {
 	return i.run(ctx, true, "update", "-q")
 }
 
+// FetchLists is Update without the indexes that apt makes of the lists, which are
+// most of its time; where the lists have changed, the indexes are then out of date.
+func (i Inside) FetchLists(ctx context.Context) error {
+	return i.run(ctx, true, "update", "-q", "-o", "pkgCacheFile::Generate=false")
+}
+
+// Index makes the indexes of the package lists. With them apt answers at once;
+// without, it makes them anew in memory, each time.
+func (i Inside) Index(ctx context.Context) error {
+	_, err := i.Output(ctx, "apt-cache", "-q", "gencaches")
+	return err
+}
+
 // Upgrade brings all packages to the versions that are preferred.
 func (i Inside) Upgrade(ctx context.Context) error {
 	return i.fetchAndRun(ctx, "dist-upgrade")
@@ -252,8 +273,11 @@ func (i Inside) Install(ctx context.Context, packages ...string) error {
 
 func (i Inside) fetchAndRun(ctx context.Context, command ...string) error {
 	args := func(more ...string) []string {
-		return append(append([]string{"-q", "-y", "--no-install-recommends"}, more...), command...)
+		// The index with what is installed, 40 MB in each layer, would serve
+		// nobody. That of the lists alone is in a layer below.
+		return append(append([]string{"-q", "-y", "--no-install-recommends", "-o", "Dir::Cache::pkgcache="}, more...), command...)
 	}
+	var out string
 	var err error
 	for attempt := range 3 {
 		if attempt > 0 {
@@ -269,14 +293,53 @@ func (i Inside) fetchAndRun(ctx context.Context, command ...string) error {
 				return fmt.Errorf("%w; %w", err, updateErr)
 			}
 		}
-		if err = i.run(ctx, true, args("--download-only")...); err == nil {
+		if out, err = i.command(ctx, true, append([]string{"apt-get"}, args("--download-only")...)...); err == nil {
 			break
 		}
 	}
 	if err != nil {
 		return err
 	}
+	deb, err := i.onlyOne(out)
+	if err != nil {
+		return err
+	}
+	if deb != "" {
+		return i.unpack(ctx, deb)
+	}
 	return i.run(ctx, false, args()...)
+}
+
+var onlyNew = regexp.MustCompile(`(?m)^0 upgraded, 1 newly installed, 0 to remove and `)
+
+// onlyOne is the fetched .deb, inside, when that is all that apt would install, or
+// "".
+func (i Inside) onlyOne(output string) (string, error) {
+	if !onlyNew.MatchString(output) {
+		return "", nil
+	}
+	debs, err := i.fetched()
+	if err != nil || len(debs) != 1 {
+		return "", err
+	}
+	return "/" + debs[0], nil
+}
+
+// unpack installs a package that needs nothing else. apt would look at all packages
+// of the repositories once more, half a second, and then call dpkg as well.
+func (i Inside) unpack(ctx context.Context, deb string) error {
+	_, err := i.command(ctx, false, "dpkg", "--install", deb)
+	return err
+}
+
+// fetched lists the .debs that apt has fetched, relative to the root.
+func (i Inside) fetched() ([]string, error) {
+	root, err := os.OpenRoot(i.Spec.Root.Upper)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return fs.Glob(root.FS(), "var/cache/apt/archives/*.deb")
 }
 
 func refetchable(err error) bool {
@@ -284,9 +347,24 @@ func refetchable(err error) bool {
 	return errors.As(err, &f) && (strings.Contains(f.Output, "Failed to fetch") || strings.Contains(f.Output, "Unable to fetch"))
 }
 
-// Clean removes fetched .debs from the tree.
-func (i Inside) Clean(ctx context.Context) error {
-	return i.run(ctx, false, "clean")
+// Clean removes fetched .debs from what was written to. apt's own clean would
+// remove, and so hide, the indexes of layers below as well.
+func (i Inside) Clean(context.Context) error {
+	debs, err := i.fetched()
+	if err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(i.Spec.Root.Upper)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, deb := range debs {
+		if err := root.Remove(deb); err != nil {
+			return fmt.Errorf("cannot remove fetched packages: %w", err)
+		}
+	}
+	return nil
 }
 
 // A Candidate is a version of a package that the repositories have.

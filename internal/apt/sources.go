@@ -333,15 +333,8 @@ func ReadHost(ctx context.Context) (h Host, err error) {
 	if err := keepUnchecked(ctx, h.Sources); err != nil {
 		return h, err
 	}
-	targets, err := output(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)\t$(RELEASE)\t$(ORIGIN)", "Created-By: Packages")
-	if err != nil {
+	if h.Origins, err = hostOrigins(ctx, h.Sources); err != nil {
 		return h, err
-	}
-	h.Origins = map[[2]string]string{}
-	for line := range strings.Lines(targets) {
-		if f := strings.Split(strings.TrimSpace(line), "\t"); len(f) == 3 && !strings.HasPrefix(f[2], "$(") {
-			h.Origins[originKey(f[0], f[1])] = f[2]
-		}
 	}
 	for i, s := range h.Sources {
 		file, ok := strings.CutPrefix(originKey(s.URI, "")[0], "mirror+file:")
@@ -396,6 +389,61 @@ func firstMirror(file string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s: there are no mirrors in it", file)
+}
+
+// hostOrigins reads the Origin of each source whose Release file the host's apt has
+// fetched. apt itself tells it only after it has read all package lists, which takes
+// half a second where it may not keep an index of them.
+func hostOrigins(ctx context.Context, sources []Source) (map[[2]string]string, error) {
+	out, err := output(ctx, "apt-config", "shell", "LISTS", "Dir::State::lists/d")
+	if err != nil {
+		return nil, err
+	}
+	_, dir, _ := strings.Cut(strings.TrimSpace(out), "=")
+	dir = strings.Trim(dir, "'")
+	origins := map[[2]string]string{}
+	for _, s := range sources {
+		for _, name := range []string{"InRelease", "Release"} {
+			text, err := os.ReadFile(filepath.Join(dir, releaseFile(s, name)))
+			if err != nil {
+				continue // not fetched, or in the other form
+			}
+			if m := originLine.FindSubmatch(text); m != nil {
+				origins[originKey(s.URI, s.Suite)] = string(m[1])
+			}
+			break
+		}
+	}
+	return origins, nil
+}
+
+var originLine = regexp.MustCompile(`(?m)^Origin: *(.*\S)`)
+
+// releaseFile is what apt calls a Release file among its lists: by its address,
+// with what is odd in it as %5f.
+func releaseFile(s Source, name string) string {
+	_, rest, _ := strings.Cut(originKey(s.URI, "")[0], ":")
+	rest = strings.TrimPrefix(rest, "//")
+	if host, path, ok := strings.Cut(rest, "/"); ok {
+		rest = host[strings.LastIndexByte(host, '@')+1:] + "/" + path
+	}
+	if strings.HasSuffix(s.Suite, "/") {
+		rest += "/" + strings.TrimSuffix(s.Suite, "/") + "/"
+	} else {
+		rest += "/dists/" + s.Suite + "/"
+	}
+	var b strings.Builder
+	for _, c := range []byte(rest + name) {
+		switch {
+		case c == '/':
+			b.WriteByte('_')
+		case c <= ' ' || c >= 0x7f || strings.IndexByte("\\|{}[]<>\"^~_=!@#$%^&*", c) >= 0:
+			fmt.Fprintf(&b, "%%%02x", c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
 
 // originKey brings the URI into the form that apt prints.

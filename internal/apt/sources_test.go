@@ -611,19 +611,20 @@ func TestReadHostWithoutSources(t *testing.T) {
 func TestReadHostOrigins(t *testing.T) {
 	dir, conf := aptHome(t, "")
 	t.Setenv("APT_CONFIG", conf)
-	for name, origin := range map[string]string{"debian": "Debian", "other": "Other Party"} {
+	for name, origin := range map[string]string{"debian": "Debian", "other": "Other Party", "odd_name~/x=1": "Odd"} {
 		writeFile(t, filepath.Join(dir, "repo", name, "dists/bookworm/Release"), release("Origin: "+origin+"\nCodename: bookworm\n", "main/binary-amd64/Packages", pack("a", "1", "")))
 		writeFile(t, filepath.Join(dir, "repo", name, "dists/bookworm/main/binary-amd64/Packages"), pack("a", "1", ""))
 	}
 	writeFile(t, filepath.Join(dir, "mirrors.list"), "# ours\nfile:"+dir+"/repo/debian/\tpriority:1\nfile:/nowhere\tpriority:2\n")
 	writeFile(t, filepath.Join(dir, "etc/sources.list"), "deb [trusted=yes] file://"+dir+"/repo/other bookworm main\n"+
+		"deb [trusted=yes] file://"+dir+"/repo/odd_name~/x=1/ bookworm main\n"+
 		"deb [trusted=yes] mirror+file://"+dir+"/mirrors.list bookworm main\n")
 	out, err := exec.Command("apt-get", "update").CombinedOutput()
 	assert.NilError(t, err, "%s", out)
 	h, err := ReadHost(t.Context())
 	assert.NilError(t, err)
 	assert.DeepEqual(t, h.Origins, map[[2]string]string{
-		{"file:" + dir + "/repo/other", "bookworm"}: "Other Party", {"file:" + dir + "/repo/debian", "bookworm"}: "Debian",
+		{"file:" + dir + "/repo/other", "bookworm"}: "Other Party", {"file:" + dir + "/repo/odd_name~/x=1", "bookworm"}: "Odd", {"file:" + dir + "/repo/debian", "bookworm"}: "Debian",
 		{"mirror+file:" + dir + "/mirrors.list", "bookworm"}: "Debian",
 	})
 	h.Distribution, h.Codename = "debian", "bookworm"

@@ -72,6 +72,9 @@ func TestFrontEndUsage(t *testing.T) {
 		{[]string{"x-dkms"}, "unexpected operand x-dkms"},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--index=no"}, "--index takes no value"},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--do-not-remove=false"}, "--do-not-remove takes no value"},
+		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--no-cache=yes"}, "--no-cache takes no value"},
+		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--cache-size", "10X"}, `--cache-size "10X": not a size`},
+		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--cache-size", "999999999T"}, "value out of range"},
 		{[]string{"--help=yes"}, "--help takes no value"},
 		{[]string{"--version="}, "--version takes no value"},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--timeout", "soon"}, "--timeout"},
@@ -106,10 +109,10 @@ func TestFrontEndSignals(t *testing.T) {
 		{"KILL to the stage", unix.SIGKILL, "stage", 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			work, out := t.TempDir(), t.TempDir()
+			work, out, cache := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "cache")
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
-			cmd := command{name: "dkms2bin", args: []string{"--dkms", "bbswitch-dkms", "--out-dir", out, "--work-dir", work}}.command(ctx)
+			cmd := command{name: "dkms2bin", args: []string{"--dkms", "bbswitch-dkms", "--out-dir", out, "--work-dir", work, "--cache-dir", cache}}.command(ctx)
 			cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 			stderr, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
 			assert.NilError(t, err)
@@ -133,6 +136,8 @@ func TestFrontEndSignals(t *testing.T) {
 			t.Logf("%s", text)
 			assert.Equal(t, cmd.ProcessState.ExitCode(), row.code)
 			assert.DeepEqual(t, leftBehind(work), []string(nil))
+			command{name: "rmchroot", args: []string{"--cache", "--cache-dir", cache}}.run(t).mustExit(t, 0)
+			assert.DeepEqual(t, leftInCache(cache), []string(nil))
 			noTrees(t, work)
 		})
 	}

@@ -26,6 +26,7 @@ var (
 	bin     string // directory of the built programs
 	scripts string // directory of the scripts
 	workDir string // of all trees
+	cacheTo string // the cache of all trees
 )
 
 // TestMain builds the programs and, when all is done, looks for what a test left
@@ -72,6 +73,14 @@ func run(m *testing.M) int {
 		panic(err)
 	}
 	bin, scripts, workDir = filepath.Join(dir, "bin"), filepath.Join(dir, "scripts"), filepath.Join(dir, "work")
+	// One that is given is kept, for the next run.
+	given := os.Getenv("DKMS2BIN_CACHE_DIR")
+	if cacheTo = given; given == "" {
+		cacheTo = filepath.Join(dir, "cache")
+		if err := os.Setenv("DKMS2BIN_CACHE_DIR", cacheTo); err != nil {
+			panic(err)
+		}
+	}
 	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/...")
 	build.Dir = top
 	if out, err := build.CombinedOutput(); err != nil {
@@ -89,7 +98,16 @@ func run(m *testing.M) int {
 			code = 1
 		}
 	}
-	for _, left := range leftBehind(workDir) {
+	left := leftBehind(workDir)
+	if given == "" {
+		// With all trees gone, nothing keeps anything in the cache.
+		if out, err := exec.Command(filepath.Join(bin, "rmchroot"), "--cache").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: cannot empty the cache: %v\n%s", err, out)
+			code = 1
+		}
+		left = append(left, leftInCache(cacheTo)...)
+	}
+	for _, left := range left {
 		fmt.Fprintln(os.Stderr, "e2e: left behind:", left)
 		code = 1
 	}
@@ -119,6 +137,16 @@ func leftBehind(work string) []string {
 		if strings.HasPrefix(exe, bin+"/") {
 			left = append(left, "process of "+exe)
 		}
+	}
+	return left
+}
+
+// leftInCache lists what an emptied cache should not have.
+func leftInCache(cache string) []string {
+	var left []string
+	for _, dir := range []string{"entries", "making", "locks"} {
+		files, _ := filepath.Glob(filepath.Join(cache, dir, "*"))
+		left = append(left, files...)
 	}
 	return left
 }

@@ -83,7 +83,8 @@ func oneLine(s apt.Source, uri string) string {
 func sharedBase(t *testing.T) string {
 	t.Helper()
 	sharedTree(t)
-	return filepath.Join(shared.doc.Tree.Path, "layers", shared.doc.Tree.Base)
+	// Not a link, which cp would copy as such: it leads to the cache.
+	return layerOf(t, shared.doc, shared.doc.Tree.Base)
 }
 
 func versionOf(t *testing.T, doc *state.Document, name string) string {
@@ -283,6 +284,7 @@ func TestCredentials(t *testing.T) {
 	}
 	repos = append(repos, "deb [trusted=yes] http://vendor.example.org/ ./,1001")
 	env := []string{
+		"DKMS2BIN_CACHE_DIR=" + filepath.Join(work, "cache"),
 		"DKMS2BIN_REPO=" + strings.Join(repos, "\n"),
 		"DKMS2BIN_HTTP_PROXY=http://proxy:" + proxySecret + "@" + strings.TrimPrefix(proxy.URL, "http://"),
 	}

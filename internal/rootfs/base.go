@@ -3,9 +3,11 @@ package rootfs
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/machine"
 	"dkms2bin/internal/sandbox"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -69,7 +71,7 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (insta
 	case spec.Given != "":
 		run.Binds = append(run.Binds, sandbox.Bind{Source: spec.Given, Target: givenBase})
 		run.Args = []string{"sh", "-ec", unpackBase}
-	case haveProgram("mmdebstrap"):
+	case Maker() == "mmdebstrap":
 		target := "/tmp/base"
 		switch {
 		case !rootInNamespace(ctx):
@@ -88,7 +90,7 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (insta
 			run.Args = append(run.Args, "--dpkgopt="+opt)
 		}
 		installed = true
-	case haveProgram("debootstrap"):
+	case Maker() == "debootstrap":
 		// debootstrap tries mknod, which only real root may.
 		run.RealRoot = true
 		run.Args = debootstrap(spec)
@@ -134,6 +136,36 @@ func baseError(err error, spec BaseSpec, output string) error {
 		return diag.WithHint(err, "a tree needs about 1 GB; --work-dir names another place")
 	}
 	return err
+}
+
+// Maker is the program that makes base systems here, or "".
+func Maker() string {
+	for _, name := range []string{"mmdebstrap", "debootstrap"} {
+		if haveProgram(name) {
+			return name
+		}
+	}
+	return ""
+}
+
+// GivenDigest is a digest of a BaseSpec.Given: of the content of an archive, of
+// what a look at the inodes tells of a directory.
+func GivenDigest(path string) (digest string, err error) {
+	defer wrap(&err, "cannot read the given base system")
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return "", err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	if info.IsDir() {
+		digest, _, err = contentDigest(path)
+		return digest, err
+	}
+	sum := sha256.New()
+	err = addFile(sum, path)
+	return hex.EncodeToString(sum.Sum(nil)), err
 }
 
 const (

@@ -245,12 +245,14 @@ func (t *Tree) RemoveLayer(name string) error {
 
 // Record makes and returns the directory of a record.
 func (t *Tree) Record(name string) (string, error) {
-	dir := filepath.Join(t.Path, "records", name)
+	dir := t.recordPath(name)
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o755)); err != nil {
 		return "", err
 	}
 	return dir, nil
 }
+
+func (t *Tree) recordPath(name string) string { return filepath.Join(t.Path, "records", name) }
 
 // Apt is the directory of what apt fetches by. It is in no layer.
 func (t *Tree) Apt() string { return filepath.Join(t.Path, "apt") }
@@ -315,6 +317,25 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 		return makeErr
 	}
 	return os.Rename(root.Upper, t.LayerPath(spec.Name))
+}
+
+// Scratch is a root that stands on layers of the tree, the topmost first, and takes
+// what is written for the time being. The returned function removes it.
+func (t *Tree) Scratch(on ...string) (root sandbox.Root, remove func() error, err error) {
+	scratch := filepath.Join(t.Path, "scratch")
+	dir, err := os.MkdirTemp(scratch, "scratch.")
+	if err != nil {
+		return root, nil, err
+	}
+	root = t.Root(on...)
+	root.Upper, root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	remove = func() error { return removeAll(scratch, filepath.Base(dir)) }
+	for _, d := range []string{root.Upper, root.Work} {
+		if err := errors.Join(os.Mkdir(d, 0o755), os.Chmod(d, 0o755)); err != nil {
+			return root, nil, errors.Join(err, remove())
+		}
+	}
+	return root, remove, nil
 }
 
 // Writable is a root in which layer name itself is written to, on the layers

@@ -39,6 +39,7 @@ type Tree struct {
 	Architecture string       `json:"architecture"` // as dpkg names it
 	Repositories []Repository `json:"repositories"`
 	Base         string       `json:"base,omitempty"`     // name of its base layer
+	Lists        string       `json:"lists,omitempty"`    // name of its layer with newer package lists than the base has
 	DKMS         string       `json:"dkms,omitempty"`     // version of its dkms package
 	Compiler     string       `json:"compiler,omitempty"` // version of its gcc package
 	Log          string       `json:"log,omitempty"`      // of making it

@@ -1,0 +1,136 @@
+package rootfs
+
+import (
+	"context"
+	"dkms2bin/internal/sandbox"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// What an entry that is a layer has in its content: the layer, and its record.
+const (
+	layerPart  = "layer"
+	recordPart = "record"
+)
+
+// TakeLayer is MakeLayer with a cache: a layer that is there is taken, as a link in
+// the tree, and one that is made is kept there. The files of the tree's record of
+// the same name, which spec.Make may write, are kept and taken with it. The cache
+// keeps what a link leads to as long as the link is there.
+//
+// It returns whether the layer was made. Without a cache it is MakeLayer. Of item
+// Make is not used.
+func (t *Tree) TakeLayer(ctx context.Context, c *Cache, item Item, spec LayerSpec) (made bool, err error) {
+	if c == nil || t.HasLayer(spec.Name) {
+		fill := spec.Make
+		spec.Make = func(root sandbox.Root) error {
+			made = true
+			return fill(root)
+		}
+		return made, t.MakeLayer(ctx, spec)
+	}
+	item.Make = func(dir string) error {
+		made = true
+		return t.fill(dir, spec)
+	}
+	e, err := c.Get(ctx, item)
+	if err != nil {
+		return made, err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	return made, t.take(e, spec.Name, made)
+}
+
+// fill makes a layer in dir, which is an entry's content, with its record.
+func (t *Tree) fill(dir string, spec LayerSpec) error {
+	root := t.Root(spec.On...)
+	root.Upper, root.Work = filepath.Join(dir, layerPart), filepath.Join(dir, "work")
+	for _, d := range []string{root.Upper, root.Work} {
+		if err := errors.Join(os.Mkdir(d, 0o755), os.Chmod(d, 0o755)); err != nil {
+			return err
+		}
+	}
+	if err := spec.Make(root); err != nil {
+		return err
+	}
+	if err := removeAll(dir, "work"); err != nil {
+		return err
+	}
+	return copyFiles(t.recordPath(spec.Name), filepath.Join(dir, recordPart))
+}
+
+// take puts a link to the layer of an entry into the tree, and with it the record
+// unless this process has just written that.
+func (t *Tree) take(e *Entry, name string, recorded bool) (err error) {
+	defer wrap(&err, "cannot take the layer %s from the cache", name)
+	if !recorded {
+		if err := copyFiles(filepath.Join(e.Content(), recordPart), t.recordPath(name)); err != nil {
+			return err
+		}
+	}
+	link := t.LayerPath(name)
+	// First what keeps it, then the link.
+	ref := filepath.Join(e.path, "trees", LayerName("tree", link))
+	if err := os.WriteFile(ref, []byte(link), 0o600); err != nil {
+		return err
+	}
+	target := e.Layer()
+	err = os.Symlink(target, link)
+	if there, _ := os.Readlink(link); errors.Is(err, fs.ErrExist) && there == target {
+		return nil
+	}
+	return err
+}
+
+// Layer is the layer that TakeLayer has kept in the entry.
+func (e *Entry) Layer() string { return filepath.Join(e.Content(), layerPart) }
+
+// LayerID names the content of a layer that came from a cache: no other layer ever
+// has it. Of other layers it is "".
+func (t *Tree) LayerID(name string) string {
+	target, err := os.Readlink(t.LayerPath(name))
+	if err != nil {
+		return ""
+	}
+	return filepath.Base(filepath.Dir(filepath.Dir(target)))
+}
+
+// Cache is the cache that a layer came from, or nil.
+func (t *Tree) Cache(layer string) (*Cache, error) {
+	target, err := os.Readlink(t.LayerPath(layer))
+	if err != nil {
+		return nil, nil
+	}
+	dir, ok := strings.CutSuffix(filepath.Clean(target), filepath.Join("/entries", t.LayerID(layer), contentDir, layerPart))
+	if !ok {
+		return nil, fmt.Errorf("the layer %s of the tree %s leads to %s, which is no cache", layer, t.Path, target)
+	}
+	return OpenCache(dir)
+}
+
+// copyFiles copies the regular files below from into to, in place of those of the
+// same names. Either may be missing.
+func copyFiles(from, to string) error {
+	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	source := os.DirFS(from)
+	return fs.WalkDir(source, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, path)
+		if d.IsDir() {
+			return errors.Join(os.MkdirAll(target, 0o755), os.Chmod(target, 0o755))
+		}
+		content, err := fs.ReadFile(source, path)
+		if err != nil {
+			return err
+		}
+		return errors.Join(os.WriteFile(target, content, 0o644), os.Chmod(target, 0o644))
+	})
+}
