@@ -399,6 +399,9 @@ func (b *builder) unpack(ctx context.Context, p state.Package, inside apt.Inside
 		}
 		b.Msg.Info("%s: its postinst, which calls dkms itself, failed; going on without: %v", p.Name, err)
 	}
+	if err := b.keepDeb(ctx, inside, p); err != nil {
+		return nil, err
+	}
 	if err := inside.Clean(ctx); err != nil {
 		return nil, err
 	}
@@ -421,12 +424,13 @@ func failedOnItsOwn(ctx context.Context, inside apt.Inside, name string) bool {
 	return err == nil
 }
 
-// docFiles are where a package keeps its copyright and changelog, the first that
-// is there counts.
+// docFiles are where a package keeps its copyright and changelog, and a source
+// directory its license; the first that is there counts.
 func docFiles(p state.Package) (dir string, names map[string]string) {
 	if p.Kind == state.KindSource {
 		return copied, map[string]string{
-			"copyright": "debian/copyright COPYING COPYING.txt LICENSE LICENSE.txt LICENSE.md",
+			"copyright": "debian/copyright",
+			"license":   "COPYING COPYING.txt LICENSE LICENSE.txt LICENSE.md",
 			"changelog": "debian/changelog",
 		}
 	}
