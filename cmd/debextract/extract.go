@@ -140,11 +140,11 @@ func (e *joinedError) Unwrap() []error { return e.errs }
 type unfitError struct{ error }
 
 // kept says that the build's package is there already, made from this archive
-// and still with the content that was written.
+// with these flags, and still with the content that was written.
 func kept(doc *state.Document, b state.Build, o *options, version string) bool {
 	for _, d := range doc.Debs {
 		if d.Archive != b.ArchiveDigest || d.Kernel != b.Kernel || d.Module != b.Module ||
-			d.Version != version || filepath.Dir(d.Path) != o.outDir {
+			d.Version != version || filepath.Dir(d.Path) != o.outDir || !slices.Equal(d.Options, o.forModules()) {
 			continue
 		}
 		digest, err := state.FileDigest(d.Path)
@@ -241,7 +241,7 @@ func writePackage(o *options, b *state.Build, a dkms.Archive, factsDir string, s
 		spec.Origin = origin
 		return spec.Compose()
 	})
-	d.Module, d.Kernel = b.Module, b.Kernel
+	d.Module, d.Kernel, d.Options = b.Module, b.Kernel, o.forModules()
 	return d, err
 }
 

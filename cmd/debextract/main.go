@@ -95,6 +95,22 @@ func (o *options) check(operands []string) error {
 	return nil
 }
 
+// forModules are the flags that packages of modules depend on, those that are not
+// as by default. The suffix shows in the version.
+func (o *options) forModules() []string {
+	var list []string
+	if o.image != modpkg.ImageDependencies[0] {
+		list = append(list, "image-dependency="+o.image)
+	}
+	if o.initramfs {
+		list = append(list, "initramfs")
+	}
+	if o.provideDKMS {
+		list = append(list, "provide-dkms")
+	}
+	return list
+}
+
 // writable says why files cannot be made in dir, which need not exist yet.
 func writable(dir string) error {
 	for {

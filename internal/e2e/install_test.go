@@ -131,6 +131,7 @@ func testInstall(t *testing.T, repository, kver string) {
 			return nil
 		},
 	}))
+	t.Run("companions", func(t *testing.T) { testCompanions(t, tree, kver) })
 }
 
 func debName(t *testing.T, dir, name string) string {

@@ -163,6 +163,8 @@ type Deb struct {
 	Kernel       string  `json:"kernel"`
 	Archive      string  `json:"archive_digest"` // of what it was made from
 	MadeOf       *Origin `json:"made_of,omitempty"`
+	// Options are the flags that it was made with, as "image-dependency=recommends".
+	Options []string `json:"options,omitempty"`
 }
 
 // An Origin says what a binary package was made of and by.
