@@ -317,7 +317,7 @@ func (c Common) Compose() (p deb.Package, err error) {
 	p.Files = slices.Clone(c.Shipment.files)
 	doc := docs{
 		Package: name, Version: c.Version(), What: fmt.Sprintf("Taken from %s %s.", dkms, from.Get("Version")),
-		Architecture: from.Get("Architecture"), Copyright: c.Copyright, Changelog: c.Changelog, Origin: c.Origin, Time: c.Time,
+		Copyright: c.Copyright, Changelog: c.Changelog, Origin: c.Origin, Time: c.Time,
 	}
 	if len(doc.Copyright) == 0 {
 		doc.Terms = fmt.Sprintf("These files were taken from %s %s, which came without a copyright file.", dkms, from.Get("Version"))

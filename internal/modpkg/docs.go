@@ -12,7 +12,7 @@ import (
 // docs are the files in a package's directory of documentation, and its lintian
 // overrides.
 type docs struct {
-	Package, Version, Architecture string
+	Package, Version string
 
 	What      string // the entry of the changelog
 	Copyright []byte // a copyright file of a Debian package; where there is none:

@@ -221,8 +221,8 @@ func (s Spec) Compose() (p deb.Package, err error) {
 	s.Origin.Module, s.Origin.Kernel = s.Module+" "+s.ModuleVersion, s.Kernel
 	doc, err := docs{
 		Package: name, Version: version,
-		What:         fmt.Sprintf("Built from %s %s for Linux %s.", source, oneLine(orElse(s.SourceVersion, s.ModuleVersion)), s.Kernel),
-		Architecture: s.Architecture, Copyright: s.Copyright, Terms: s.terms(source), License: s.License,
+		What:      fmt.Sprintf("Built from %s %s for Linux %s.", source, oneLine(orElse(s.SourceVersion, s.ModuleVersion)), s.Kernel),
+		Copyright: s.Copyright, Terms: s.terms(source), License: s.License,
 		Changelog: s.Changelog, Origin: s.Origin, Time: s.Time,
 	}.files()
 	p.Files = append(p.Files, doc...)

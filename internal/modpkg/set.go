@@ -119,7 +119,7 @@ func (s Set) Compose() (p deb.Package, err error) {
 		wrapText("Modules: "+strings.Join(modules, ", ")+".")))
 	p.Time = s.Time
 	p.Files, err = docs{
-		Package: name, Version: version, Architecture: s.Kernel.Architecture,
+		Package: name, Version: version,
 		What:   fmt.Sprintf("For Linux %s: %s.", s.Kernel.Kernel, strings.Join(modules, ", ")),
 		Terms:  "This package was made by dkms2bin and has no content of its own.",
 		Origin: Origin{Kernel: s.Kernel.Kernel, Program: s.Program}, Time: s.Time,
