@@ -7,7 +7,6 @@ import (
 	"dkms2bin/internal/kernel"
 	"dkms2bin/internal/modpkg"
 	"dkms2bin/internal/state"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -87,6 +86,27 @@ func write(o *options, origin modpkg.Origin, compose func(modpkg.Origin) (deb.Pa
 // madeBy says which version of dkms2bin made a package; "" when it does not tell,
 // or there is none.
 func madeBy(file string) string {
+	return fromDeb(file, func(archive *deb.Archive) (string, error) {
+		tr, c, err := archive.Data()
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		for {
+			h, err := tr.Next()
+			if err != nil {
+				return "", err // also its end
+			}
+			if ok, _ := path.Match("./usr/share/doc/*/buildinfo", h.Name); ok && h.Typeflag == tar.TypeReg {
+				return programIn(tr)
+			}
+		}
+	})
+}
+
+// fromDeb is what there is to know of a package in the output directory; "" when it
+// cannot be read: whoever writes there or indexes it will say so.
+func fromDeb(file string, read func(*deb.Archive) (string, error)) string {
 	f, err := os.Open(file)
 	if err != nil {
 		return ""
@@ -100,31 +120,19 @@ func madeBy(file string) string {
 	if err != nil {
 		return ""
 	}
-	tr, c, err := archive.Data()
+	found, err := read(archive)
 	if err != nil {
 		return ""
 	}
-	defer c.Close()
-	for {
-		h, err := tr.Next()
-		if err != nil {
-			return "" // its end, or not one of ours
-		}
-		if ok, _ := path.Match("./usr/share/doc/*/buildinfo", h.Name); ok && h.Typeflag == tar.TypeReg {
-			return programIn(tr)
-		}
-	}
+	return found
 }
 
-func programIn(r io.Reader) string {
+func programIn(r io.Reader) (string, error) {
 	const most = 64 << 10 // bytes
 	text, err := io.ReadAll(io.LimitReader(r, most))
 	if err != nil {
-		return ""
+		return "", err
 	}
 	s, err := deb.ParseStanza(text)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return ""
-	}
-	return s.Get(modpkg.ProgramField)
+	return s.Get(modpkg.ProgramField), err
 }

@@ -183,22 +183,8 @@ func newerThere(dir string, d state.Deb) string {
 
 // versionOf is the version of a package, "" when it cannot be read.
 func versionOf(file string) string {
-	f, err := os.Open(file)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return ""
-	}
-	archive, err := deb.Open(f, info.Size())
-	if err != nil {
-		return ""
-	}
-	control, err := archive.Control()
-	if err != nil {
-		return ""
-	}
-	return control.Get("Version")
+	return fromDeb(file, func(archive *deb.Archive) (string, error) {
+		control, err := archive.Control()
+		return control.Get("Version"), err
+	})
 }
