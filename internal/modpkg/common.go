@@ -33,12 +33,17 @@ func within(dirs []string, name string) bool {
 // maxShipped bounds what is unpacked of a -dkms package, in bytes.
 const maxShipped = 4 << 30
 
+// maxOverrides bounds what is read of lintian's overrides, in bytes.
+const maxOverrides = 64 << 10
+
 // A Shipment is what a -dkms package brings beside its sources.
 type Shipment struct {
-	Control  deb.Stanza
-	Newest   time.Time // of all files
-	triggers string
-	files    []deb.File
+	Control deb.Stanza
+	Newest  time.Time // of all files
+
+	triggers  string
+	overrides string // of lintian
+	files     []deb.File
 }
 
 // Empty says that there is nothing to be put into a package.
@@ -113,12 +118,16 @@ func activations(triggers []byte) string {
 func (s *Shipment) readData(archive *deb.Archive, dir string) error {
 	linked := make(map[string]bool)
 	var directories []deb.File
-	if err := entries(archive, func(h *tar.Header, name string, _ io.Reader) error {
+	if err := entries(archive, func(h *tar.Header, name string, r io.Reader) error {
 		f := deb.File{Path: name, Mode: h.FileInfo().Mode() &^ fs.ModeSymlink, Owner: ownerOf(h)}
 		if h.Typeflag == tar.TypeReg && h.ModTime.After(s.Newest) {
 			s.Newest = h.ModTime.UTC()
 		}
 		switch {
+		case name == "/usr/share/lintian/overrides/"+s.Control.Get("Package") && h.Typeflag == tar.TypeReg:
+			text, err := io.ReadAll(io.LimitReader(r, maxOverrides))
+			s.overrides = string(text)
+			return err
 		case name == "/" || within(notShipped, name):
 			return nil
 		case h.Typeflag == tar.TypeDir:
@@ -146,6 +155,7 @@ func (s *Shipment) readData(archive *deb.Archive, dir string) error {
 			s.files = append(s.files, d)
 		}
 	}
+	slices.SortFunc(s.files, func(a, b deb.File) int { return strings.Compare(a.Path, b.Path) })
 	return s.unpack(archive, dir, linked)
 }
 
@@ -318,6 +328,7 @@ func (c Common) Compose() (p deb.Package, err error) {
 	doc := docs{
 		Package: name, Version: c.Version(), What: fmt.Sprintf("Taken from %s %s.", dkms, from.Get("Version")),
 		Copyright: c.Copyright, Changelog: c.Changelog, Origin: c.Origin, Time: c.Time,
+		Overrides: c.overrides(),
 	}
 	if len(doc.Copyright) == 0 {
 		doc.Terms = fmt.Sprintf("These files were taken from %s %s, which came without a copyright file.", dkms, from.Get("Version"))
@@ -336,6 +347,34 @@ func (c Common) replaces() []string {
 	for group := range strings.SplitSeq(c.Shipment.Control.Get("Replaces"), ",") {
 		if group = oneLine(group); group != "" && !slices.Contains(list, group) {
 			list = append(list, group)
+		}
+	}
+	return list
+}
+
+// overrides are those of the -dkms package, and one for each program that it ships
+// without a manual page.
+func (c Common) overrides() []override {
+	dkms := c.Shipment.Control.Get("Package")
+	var list []override
+	for line := range strings.Lines(c.Shipment.overrides) {
+		line = oneLine(line)
+		if tag, ok := strings.CutPrefix(line, dkms+":"); ok {
+			line = strings.TrimSpace(tag)
+		}
+		if line != "" && line[0] != '#' && !strings.Contains(line, ": ") {
+			list = append(list, override{line, "As " + dkms + " has it."})
+		}
+	}
+	for _, f := range c.Shipment.files {
+		dir, name := path.Split(f.Path)
+		if f.Mode&fs.ModeDir != 0 || !slices.Contains([]string{"/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/", "/usr/games/"}, dir) {
+			continue
+		}
+		if !slices.ContainsFunc(c.Shipment.files, func(m deb.File) bool {
+			return within(notWorthIt[:1], m.Path) && strings.HasPrefix(path.Base(m.Path), name+".")
+		}) {
+			list = append(list, override{"no-manual-page *" + f.Path[1:] + "*", dkms + " ships no manual page of it."})
 		}
 	}
 	return list

@@ -32,7 +32,7 @@ func dkmsPackage(t testing.TB, change func(*deb.Package)) string {
 		Control: control, Scripts: map[string]string{"postinst": "#!/bin/sh\nexit 1\n"},
 		Files: []deb.File{
 			text("/usr/src/razer-3.5.1/dkms.conf", "PACKAGE_NAME=razer\n"), text("/usr/share/doc/razer-dkms/copyright", "free\n"),
-			text("/usr/share/lintian/overrides/razer-dkms", "x\n"),
+			text("/usr/share/lintian/overrides/razer-dkms", "# Reason.\nrazer-dkms: some-tag usr/x\nother-tag\nrazer-dkms binary: strange\n"),
 		},
 		Time: time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC),
 	}
@@ -149,7 +149,7 @@ Description: files that the kernel modules of razer-dkms need
 			listed = append(listed, f[0]+" "+f[1]+" "+f[2]+" "+name)
 		}
 	}
-	listed = slices.DeleteFunc(listed, func(l string) bool { return strings.Contains(l, "/usr/share/doc/") })
+	listed = slices.DeleteFunc(listed, func(l string) bool { return strings.Contains(l, "/usr/share/doc/") || strings.Contains(l, "/lintian/") })
 	assert.DeepEqual(t, listed, []string{
 		"-rw-r--r-- root/root 18 ./etc/modprobe.d/razer.conf",
 		"-rw-r--r-- root/root 8 ./lib/firmware/razer/a.bin",
@@ -171,6 +171,20 @@ Description: files that the kernel modules of razer-dkms need
 	buildinfo, err := os.ReadFile(filepath.Join(dir, "usr/share/doc/razer-modules-common/buildinfo"))
 	assert.NilError(t, err)
 	assert.Equal(t, string(buildinfo), "Dkms-Package: razer-dkms (= 1:3.5.1+dfsg-2)\nDkms-Package-SHA256: 5eed\nMade-By: dkms2bin 1.0\n")
+
+	overrides, err := os.ReadFile(filepath.Join(dir, "usr/share/lintian/overrides/razer-modules-common"))
+	assert.NilError(t, err)
+	assert.Equal(t, string(overrides), `# As razer-dkms has it.
+razer-modules-common: some-tag usr/x
+# As razer-dkms has it.
+razer-modules-common: other-tag
+# razer-dkms ships no manual page of it.
+razer-modules-common: no-manual-page *usr/bin/razer*
+# razer-dkms ships no manual page of it.
+razer-modules-common: no-manual-page *usr/sbin/example*
+# razer-dkms ships no manual page of it.
+razer-modules-common: no-manual-page *usr/sbin/razer*
+`)
 
 	again, err := commonOf(t, shipped(t)).Compose()
 	assert.NilError(t, err)

@@ -5,6 +5,7 @@ import (
 	"dkms2bin/internal/deb"
 	"fmt"
 	"path"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -20,8 +21,12 @@ type docs struct {
 	License   []byte // the source's own file, may be empty
 	Changelog []byte // of what it was made from, may be empty
 	Origin    Origin
+	Overrides []override // beside those that all packages may need
 	Time      time.Time
 }
+
+// An override has lintian accept what cannot be mended.
+type override struct{ tag, reason string }
 
 func (d docs) files() ([]deb.File, error) {
 	dir := path.Join("/usr/share/doc", d.Package)
@@ -64,7 +69,7 @@ func (d docs) files() ([]deb.File, error) {
 // package on top, a second newer.
 func (d docs) changelog() []byte {
 	entry := fmt.Appendf(nil, "%s (%s) unstable; urgency=medium\n\n  * %s\n\n -- %s  %s\n",
-		d.Package, d.Version, d.What, Maintainer, d.Time.UTC().Add(time.Second).Format("Mon, 02 Jan 2006 15:04:05 -0700"))
+		d.Package, d.Version, strings.ReplaceAll(wrapText(d.What), "\n", "\n   "), Maintainer, d.Time.UTC().Add(time.Second).Format("Mon, 02 Jan 2006 15:04:05 -0700"))
 	if len(d.Changelog) == 0 {
 		return entry
 	}
@@ -85,27 +90,37 @@ func (d docs) copyright() []byte {
 	return []byte(text)
 }
 
+// oldAddress is what lintian takes for an address that the Free Software Foundation
+// no longer has.
+var oldAddress = regexp.MustCompile(`(?s)Free\s*Software\s*Foundation.*02139|02111-1307|02110-1301`)
+
 // overrides are for lintian, each with its reason.
 func (d docs) overrides() []byte {
-	var b bytes.Buffer
-	override := func(tag, reason string) { fmt.Fprintf(&b, "# %s\n%s: %s\n", reason, d.Package, tag) }
 	const (
 		mostDots    = 2 // that lintian takes for a revision, as in 1.1~bpo12
 		longestName = 80
 		longestArch = len("kfreebsd-amd64") // lintian counts all as if they were for it
 	)
+	var list []override
 	if i := strings.LastIndex(d.Version, "-"); i >= 0 && strings.Count(d.Version[i:], ".") > mostDots {
-		override("debian-revision-not-well-formed", "The revision is that of the -dkms package, and the version of the kernel's package follows it.")
+		list = append(list, override{"debian-revision-not-well-formed", "The revision is that of the -dkms package, and the version of the kernel's package follows it."})
 	}
 	name := deb.Filename(deb.Stanza{{Name: "Package", Value: d.Package}, {Name: "Version", Value: d.Version}})
 	if len(name)+longestArch > longestName {
-		override("package-has-long-file-name", "The name tells module and kernel, the version those of both.")
+		list = append(list, override{"package-has-long-file-name", "The name tells module and kernel, the version those of both."})
+	}
+	if oldAddress.Match(d.Copyright) {
+		list = append(list, override{"old-fsf-address-in-copyright-file", "The file is that of the -dkms package."})
 	}
 	if len(d.Copyright) == 0 {
-		override("copyright-without-copyright-notice", "There was no copyright file to take over.")
+		list = append(list, override{"copyright-without-copyright-notice", "There was no copyright file to take over."})
 	}
 	if len(d.Copyright) == 0 && len(d.License) > 0 {
-		override("extra-license-file", "The license of the source, word for word as it came.")
+		list = append(list, override{"extra-license-file", "The license of the source, word for word as it came."})
+	}
+	var b bytes.Buffer
+	for _, o := range append(list, d.Overrides...) {
+		fmt.Fprintf(&b, "# %s\n%s: %s\n", o.reason, d.Package, o.tag)
 	}
 	return b.Bytes()
 }
