@@ -310,3 +310,25 @@ subprocess.check_call(["ar", "r", sys.argv[1], "data.tar.gz"], cwd=sys.argv[2])
 		})
 	}
 }
+
+// FuzzReadShipment: whatever a package is, nothing is written outside.
+func FuzzReadShipment(f *testing.F) {
+	for _, path := range []string{dkmsPackage(f, nil), shipped(f)} {
+		raw, err := os.ReadFile(path)
+		assert.NilError(f, err)
+		f.Add(raw)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		dir := t.TempDir()
+		path, to := filepath.Join(dir, "x.deb"), filepath.Join(dir, "to")
+		assert.NilError(t, os.WriteFile(path, raw, 0o644))
+		assert.NilError(t, os.Mkdir(to, 0o755))
+		s, err := ReadShipment(path, to)
+		entries, readErr := os.ReadDir(dir)
+		assert.NilError(t, readErr)
+		assert.Equal(t, len(entries), 2)
+		for _, f := range s.files {
+			assert.Assert(t, err != nil || filepath.IsAbs(f.Path) && filepath.Clean(f.Path) == f.Path, f.Path)
+		}
+	})
+}

@@ -593,3 +593,74 @@ func TestScripts(t *testing.T) {
 	}
 	assert.Equal(t, len(p.Scripts), 2)
 }
+
+// The initramfs of that kernel alone is refreshed, by whatever makes it, and only
+// where there is one.
+func TestInitramfs(t *testing.T) {
+	t.Parallel()
+	const kernel = "6.12.117+deb13-amd64"
+	s := loopback(t)
+	s.Kernel, s.Initramfs = kernel, true
+	p, err := s.Compose()
+	assert.NilError(t, err)
+	const update, dracut = "update-initramfs -u -k " + kernel + "\n", "dracut --quiet --force DIR/boot/initrd.img-" + kernel + " " + kernel + "\n"
+	tests := []struct {
+		name     string
+		script   string
+		args     []string
+		kernel   bool
+		image    bool
+		programs []string
+		ran      string // after depmod
+		code     int
+	}{
+		{"initramfs-tools", "postinst", []string{"configure", ""}, true, true, []string{"update-initramfs"}, update, 0},
+		{"dracut of Debian 12", "postinst", []string{"configure", ""}, true, true, []string{"dracut"}, dracut, 0},
+		{"dracut with update-initramfs", "postinst", []string{"configure", ""}, true, true, []string{"dracut", "update-initramfs"}, update, 0},
+		{"neither", "postinst", []string{"configure", ""}, true, true, nil, "", 0},
+		{"no initramfs", "postinst", []string{"configure", ""}, true, false, []string{"update-initramfs"}, "", 0},
+		{"no kernel", "postinst", []string{"configure", ""}, false, true, []string{"update-initramfs"}, "", 0},
+		{"removed", "postrm", []string{"remove"}, true, true, []string{"update-initramfs"}, update, 0},
+		{"purged", "postrm", []string{"purge"}, true, true, []string{"update-initramfs"}, "", 0},
+		{"it fails", "postinst", []string{"configure", ""}, true, true, []string{"false:update-initramfs"}, update, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			write := func(path, text string) {
+				t.Helper()
+				path = filepath.Join(dir, path)
+				assert.NilError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+				assert.NilError(t, os.WriteFile(path, []byte(text), 0o755))
+			}
+			text := strings.ReplaceAll(p.Scripts[tt.script], " /lib/modules/", " "+dir+"/lib/modules/")
+			write("script", strings.ReplaceAll(text, " /boot/", " "+dir+"/boot/"))
+			if tt.kernel {
+				write("lib/modules/"+kernel+"/modules.builtin", "")
+			}
+			if tt.image {
+				write("boot/initrd.img-"+kernel, "")
+			}
+			for _, program := range append(tt.programs, "depmod") {
+				name, code := program, "0"
+				if failing, ok := strings.CutPrefix(program, "false:"); ok {
+					name, code = failing, "1"
+				}
+				write("bin/"+name, "#!/bin/sh\necho \""+name+" $*\" >>"+dir+"/ran\nexit "+code+"\n")
+			}
+			cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "script"), tt.args...)
+			cmd.Env = []string{"PATH=" + dir + "/bin"}
+			out, _ := cmd.CombinedOutput()
+			assert.Equal(t, string(out), "")
+			assert.Equal(t, cmd.ProcessState.ExitCode(), tt.code)
+			ran, err := os.ReadFile(filepath.Join(dir, "ran"))
+			if err != nil {
+				assert.ErrorIs(t, err, os.ErrNotExist)
+			}
+			after := strings.TrimPrefix(string(ran), "depmod -a "+kernel+"\n")
+			assert.Equal(t, after, strings.ReplaceAll(tt.ran, "DIR", dir))
+			assert.Equal(t, after != string(ran), tt.kernel && tt.args[0] != "purge")
+		})
+	}
+}
