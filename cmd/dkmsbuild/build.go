@@ -357,7 +357,7 @@ func (b *builder) install(ctx context.Context, p *state.Package, watch io.Writer
 		p.Name, p.Version = modules[0].Name, modules[0].Version
 	}
 	p.Layer, p.Doc = name, dir
-	return modules, nil
+	return modules, b.adopt(p)
 }
 
 // packageLayer is the name of the layer in which a package is installed.

@@ -20,12 +20,22 @@ func (b *builder) keepDeb(ctx context.Context, inside apt.Inside, p state.Packag
 	}
 	to := filepath.Join(dir, state.PackageFile)
 	if p.Kind == state.KindDeb {
-		err = apt.SaveFile(p.Request, p.Digest, to)
+		err = apt.SaveFile(p.Request, to)
 	} else {
-		err = inside.SaveDeb(ctx, p.Name, p.Version, p.Digest, to)
+		err = inside.SaveDeb(ctx, p.Name, p.Version, to)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot keep the package %s: %w", p.Name, err)
 	}
 	return nil
+}
+
+// adopt has the document tell the digest of what was installed. Two repositories may
+// have one version with different content, and apt chooses; a .deb may have changed
+// since it was looked at.
+func (b *builder) adopt(p *state.Package) (err error) {
+	if p.Kind != state.KindSource {
+		p.Digest, err = state.FileDigest(filepath.Join(p.Doc, state.PackageFile))
+	}
+	return err
 }

@@ -2,8 +2,7 @@ package apt
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"dkms2bin/internal/deb"
 	"errors"
 	"fmt"
 	"io"
@@ -16,11 +15,11 @@ import (
 // archives is where apt keeps what it has fetched.
 const archives = "var/cache/apt/archives"
 
-// SaveDeb copies the .deb of a package that was just installed, of which the
-// SHA-256 is known, out of the tree. What apt takes from a repository on disk it
-// does not keep, so that it is fetched once more.
-func (i Inside) SaveDeb(ctx context.Context, name, version, digest, to string) error {
-	err := i.saveFetched(name, digest, to)
+// SaveDeb copies the .deb of a package version that was just installed out of the
+// tree. What apt takes from a repository on disk it does not keep, so that it is
+// fetched once more.
+func (i Inside) SaveDeb(ctx context.Context, name, version, to string) error {
+	err := i.saveFetched(name, version, to)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -28,10 +27,10 @@ func (i Inside) SaveDeb(ctx context.Context, name, version, digest, to string) e
 	if err := i.run(ctx, true, "download", "-q", name+"="+version); err != nil {
 		return err
 	}
-	return i.saveFetched(name, digest, to)
+	return i.saveFetched(name, version, to)
 }
 
-func (i Inside) saveFetched(name, digest, to string) (err error) {
+func (i Inside) saveFetched(name, version, to string) (err error) {
 	root, err := os.OpenRoot(i.Spec.Root.Upper)
 	if err != nil {
 		return err
@@ -46,41 +45,52 @@ func (i Inside) saveFetched(name, digest, to string) (err error) {
 		if err != nil {
 			return err
 		}
-		same, err := saveIf(f, digest, to)
-		if err = errors.Join(err, f.Close()); same || err != nil {
+		is, err := versionOf(f)
+		if err == nil && is == version {
+			err = save(f, to)
+		}
+		if err = errors.Join(err, f.Close()); err != nil || is == version {
 			return err
 		}
 	}
-	return fmt.Errorf("apt has fetched no %s with the SHA-256 %s: %w", name, digest, fs.ErrNotExist)
+	return fmt.Errorf("apt has fetched no %s %s: %w", name, version, fs.ErrNotExist)
 }
 
-// saveIf copies a file, unless it has another digest.
-func saveIf(f io.Reader, digest, to string) (same bool, err error) {
+func versionOf(f *os.File) (string, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	archive, err := deb.Open(f, info.Size())
+	if err != nil {
+		return "", err
+	}
+	control, err := archive.Control()
+	return control.Get("Version"), err
+}
+
+// save copies a file from its beginning.
+func save(f io.ReadSeeker, to string) (err error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
 	out, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644))
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer func() { err = errors.Join(err, out.Cleanup()) }()
-	sum := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(out, sum), f); err != nil {
-		return false, err
+	if _, err := io.Copy(out, f); err != nil {
+		return err
 	}
-	if hex.EncodeToString(sum.Sum(nil)) != digest {
-		return false, nil
-	}
-	return true, out.CloseAtomicallyReplace()
+	return out.CloseAtomicallyReplace()
 }
 
 // SaveFile is SaveDeb for a .deb of the host.
-func SaveFile(path, digest, to string) (err error) {
+func SaveFile(path, to string) (err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	same, err := saveIf(f, digest, to)
-	if err == nil && !same {
-		return fmt.Errorf("%s has changed meanwhile", path)
-	}
-	return err
+	return save(f, to)
 }
