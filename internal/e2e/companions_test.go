@@ -93,6 +93,9 @@ func testCompanions(t *testing.T, tree *rootfs.Tree, kver string) {
 	assert.Equal(t, origin.DKMS, extracted.doc.Tree.DKMS)
 	assert.Assert(t, strings.HasPrefix(origin.Compiler, "GCC: (Debian "), origin.Compiler)
 	lint(t, debFiles(t, out)...)
+	buildinfo, err := exec.Command("sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar xO "./usr/share/doc/$2/buildinfo"`, "sh", extracted.doc.Debs[0].Path, modules).Output()
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(string(buildinfo), "Dkms-Package-SHA256: "+origin.Digest+"\n"), "%s", buildinfo)
 
 	t.Run("made again", func(t *testing.T) {
 		// The document keeps what it has, also when the tree is gone.
@@ -158,8 +161,7 @@ func testCompanions(t *testing.T, tree *rootfs.Tree, kver string) {
 			}
 			assert.Equal(t, run("cat", "/lib/udev/rules.d/99-companion.rules"), "SUBSYSTEM==\"companion\", MODE=\"0660\"\n")
 			assert.Assert(t, strings.Contains(run("dpkg-query", "-W", "-f", "${Conffiles}", common), "/etc/modprobe.d/companion.conf "))
-			assert.Assert(t, strings.Contains(run("cat", "/usr/share/doc/"+modules+"/buildinfo"), "Dkms-Package-SHA256: "+origin.Digest+"\n"))
-			assert.Equal(t, strings.TrimSpace(run("dpkg", "--verify", modules, common, set)), "")
+			assert.Equal(t, unverified(run("dpkg", "--verify", modules, common, set)), "")
 
 			run("apt-get", "purge", "-y", "companion-tools", set, modules, common)
 			assert.Assert(t, !listed())
