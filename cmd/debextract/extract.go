@@ -21,12 +21,17 @@ import (
 
 // extract writes the packages of all builds that have none yet, and saves the
 // logs. It goes on after a package that cannot be written and then fails.
-func extract(ctx context.Context, s *cli.Session, o *options) error {
+func extract(ctx context.Context, s *cli.Session, o *options) (err error) {
 	if len(s.Operands) > 0 {
 		return extractOperands(ctx, s, o)
 	}
 	s.Msg.Announce("exporting kernel binary module packages into %s", o.outDir)
 	s.Doc.OutDir = o.outDir
+	ships, done, err := newShipments(s.Doc, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
 	var errs []error
 	for i := range s.Doc.Builds {
 		if err := context.Cause(ctx); err != nil {
@@ -46,19 +51,9 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 				b.Module, b.ModuleVersion, b.Kernel, p.Name, b.PackageVersion, p.Version), "run dkmsbuild on the document for that kernel"))
 			continue
 		}
-		spec := modpkg.Spec{
-			Module: b.Module, ModuleVersion: b.ModuleVersion,
-			Source: p.Name, SourceVersion: p.Version,
-			Kernel: k.Release, KernelVersion: k.Version, Modversions: k.Modversions,
-			ModulesPrefix: k.ModulesPrefix, Distribution: s.Doc.Tree.Distribution, Architecture: s.Doc.Tree.Architecture,
-			VersionSuffix: o.suffix, ImageDependency: o.image, Time: p.Date,
-		}
-		for _, image := range k.Images {
-			spec.Images = append(spec.Images, modpkg.Image{Name: image.Package, Version: image.Version})
-		}
-		if len(k.Images) == 0 && o.image == "depends" {
-			spec.ImageDependency = "recommends" // apt would refuse what depends on a name that nobody knows
-		}
+		spec := kernelSpec(s.Doc, o, k)
+		spec.Module, spec.ModuleVersion = b.Module, b.ModuleVersion
+		spec.Source, spec.SourceVersion, spec.Time = p.Name, p.Version, p.Date
 		for _, source := range []string{p.Source, k.Source} {
 			if source != "" {
 				spec.BuiltUsing = append(spec.BuiltUsing, source)
@@ -70,11 +65,19 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 		if kept(s.Doc, *b, o, spec.Version()) {
 			continue
 		}
-		var err error
 		if err := treeIsThere(s.Doc.Tree); err != nil {
 			return err
 		}
+		if err := ships.complete(&spec, p, k); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		var err error
 		if spec.Copyright, err = readIfThere(p.Doc, "copyright"); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if spec.License, err = readIfThere(p.Doc, "license"); err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -95,7 +98,7 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 		}
 	}
 	dropOldDebs(s.Doc)
-	errs = append(errs, saveLogs(s, o))
+	errs = append(errs, ships.write(s), ships.writeSets(s), saveLogs(s, o))
 	return joinLines(errs)
 }
 
@@ -137,11 +140,11 @@ func (e *joinedError) Unwrap() []error { return e.errs }
 type unfitError struct{ error }
 
 // kept says that the build's package is there already, made from this archive
-// and still with the content that was written.
+// with these flags, and still with the content that was written.
 func kept(doc *state.Document, b state.Build, o *options, version string) bool {
 	for _, d := range doc.Debs {
 		if d.Archive != b.ArchiveDigest || d.Kernel != b.Kernel || d.Module != b.Module ||
-			d.Version != version || filepath.Dir(d.Path) != o.outDir {
+			d.Version != version || filepath.Dir(d.Path) != o.outDir || !slices.Equal(d.Options, o.forModules()) {
 			continue
 		}
 		digest, err := state.FileDigest(d.Path)
@@ -231,34 +234,23 @@ func writePackage(o *options, b *state.Build, a dkms.Archive, factsDir string, s
 	if spec.Time, err = packageTime(spec, b.Archive); err != nil {
 		return d, err
 	}
-	p, err := spec.Compose()
-	if err != nil {
+	if spec.Origin.Compiler, err = compilers(a.Files); err != nil {
 		return d, &unfitError{err}
 	}
-	path := filepath.Join(o.outDir, deb.Filename(p.Control))
-	if err := os.MkdirAll(o.outDir, 0o755); err != nil {
-		return d, err
-	}
-	size, digest, err := install(path, p)
-	if err != nil {
-		return d, err
-	}
-	return state.Deb{
-		Path: path, Digest: digest, Size: size, Name: p.Control.Get("Package"), Version: p.Control.Get("Version"),
-		Architecture: p.Control.Get("Architecture"), Module: b.Module, Kernel: b.Kernel,
-	}, nil
+	d, err = write(o, spec.Origin, func(origin modpkg.Origin) (deb.Package, error) {
+		spec.Origin = origin
+		return spec.Compose()
+	})
+	d.Module, d.Kernel, d.Options = b.Module, b.Kernel, o.forModules()
+	return d, err
 }
 
 // packageTime is the time of all files of a package: SOURCE_DATE_EPOCH, else
 // that of the newest entry of the source's changelog, else of its newest file,
 // else of the archive. See reproducible-builds.org/specs/source-date-epoch.
 func packageTime(spec modpkg.Spec, archive string) (time.Time, error) {
-	if epoch := os.Getenv("SOURCE_DATE_EPOCH"); epoch != "" {
-		seconds, err := strconv.ParseInt(epoch, 10, 64)
-		if err != nil {
-			return time.Time{}, fmt.Errorf("cannot read SOURCE_DATE_EPOCH: %w", err)
-		}
-		return time.Unix(seconds, 0).UTC(), nil
+	if epoch, err := sourceDateEpoch(); err != nil || !epoch.IsZero() {
+		return epoch, err
 	}
 	if t := modpkg.ChangelogTime(spec.Changelog); !t.IsZero() {
 		return t, nil
@@ -325,6 +317,7 @@ func extractOperand(ctx context.Context, s *cli.Session, o *options, operand, di
 		d, err := writePackage(o, &b, a, o.headers, modpkg.Spec{
 			Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Modversions: facts.Modversions,
 			ModulesPrefix: "/lib/modules", Distribution: "debian", Architecture: arch.Debian, VersionSuffix: o.suffix, ImageDependency: o.image,
+			Initramfs: o.initramfs, Origin: modpkg.Origin{Program: program()},
 		})
 		var unfit *unfitError
 		switch {

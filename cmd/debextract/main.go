@@ -29,6 +29,10 @@ kernel they are for would load them, and writes one binary package for each dkms
 module and kernel. Packages appear whole, and one that is there is never replaced
 by other content under the same name. The builds' logs are saved, too.
 
+What a DKMS package ships beside sources and documentation, such as udev rules and
+firmware, goes into a package NAME-modules-common, on which those of the modules
+depend.
+
 With operands it works on these archives instead of a document: tarballs of dkms
 mktarball, packages of dkms mkbmdeb, driver disks of dkms mkdriverdisk for
 Ubuntu. Then --headers says which kernel to check against.`
@@ -38,6 +42,9 @@ type options struct {
 	headers        string
 	suffix         string
 	image          string
+	set            string
+	initramfs      bool
+	provideDKMS    bool
 }
 
 var suffixPattern = regexp.MustCompile(`^[A-Za-z0-9.+~]*$`)
@@ -51,6 +58,14 @@ func (o *options) check(operands []string) error {
 	}
 	if !slices.Contains(modpkg.ImageDependencies, o.image) {
 		return cli.Usagef("--image-dependency %q: it is one of %s", o.image, strings.Join(modpkg.ImageDependencies, ", "))
+	}
+	if o.set != "" {
+		if err := modpkg.CheckSetName(o.set); err != nil {
+			return cli.Usagef("--set: %w", err)
+		}
+	}
+	if len(operands) > 0 && (o.set != "" || o.provideDKMS) {
+		return cli.Usagef("--set and --provide-dkms need a document: archives do not tell which packages they are of")
 	}
 	if o.headers == "" && len(operands) > 0 {
 		return cli.Usagef("--headers is required with archives as operands: the kernel's build directory to check against")
@@ -78,6 +93,22 @@ func (o *options) check(operands []string) error {
 		}
 	}
 	return nil
+}
+
+// forModules are the flags that packages of modules depend on, those that are not
+// as by default. The suffix shows in the version.
+func (o *options) forModules() []string {
+	var list []string
+	if o.image != modpkg.ImageDependencies[0] {
+		list = append(list, "image-dependency="+o.image)
+	}
+	if o.initramfs {
+		list = append(list, "initramfs")
+	}
+	if o.provideDKMS {
+		list = append(list, "provide-dkms")
+	}
+	return list
 }
 
 // writable says why files cannot be made in dir, which need not exist yet.
@@ -109,6 +140,9 @@ func main() {
 			fs.StringVar(&o.logDir, "log-dir", "", "`directory` for the builds' logs (default logs in the output directory)")
 			fs.StringVar(&o.headers, "headers", "", "build `directory` of the kernel that the operands are for")
 			fs.StringVar(&o.image, "image-dependency", modpkg.ImageDependencies[0], "`relation` of the packages to that of their kernel: "+strings.Join(modpkg.ImageDependencies, ", "))
+			fs.BoolVar(&o.initramfs, "initramfs", false, "have the packages refresh the initramfs of their kernel")
+			fs.BoolVar(&o.provideDKMS, "provide-dkms", false, "have the packages stand in for the DKMS packages, so that what depends on these can be installed")
+			fs.StringVar(&o.set, "set", "", "write a metapackage `NAME`-FLAVOUR of the newest kernel for which all modules were built")
 			fs.StringVar(&o.suffix, "version-suffix", "", "`text` to append to the packages' versions, such as +site2")
 		},
 		Check:      o.check,

@@ -272,7 +272,7 @@ func (b *builder) install(ctx context.Context, p *pkg) (err error) {
 		return err
 	}
 	p.Layer, p.Doc = name, dir
-	return nil
+	return adopt(&p.Package)
 }
 
 // settle looks at what the installed packages turned out to be: in their order, so
@@ -409,6 +409,9 @@ func (b *builder) unpack(ctx context.Context, p *pkg, inside apt.Inside) ([]stri
 		}
 		p.notes = append(p.notes, fmt.Sprintf("its postinst, which calls dkms itself, failed; going on without: %v", err))
 	}
+	if err := b.keepDeb(ctx, inside, p); err != nil {
+		return nil, err
+	}
 	if err := inside.Clean(ctx); err != nil {
 		return nil, err
 	}
@@ -472,12 +475,13 @@ func failedOnItsOwn(ctx context.Context, inside apt.Inside, name string) bool {
 	return err == nil
 }
 
-// docFiles are where a package keeps its copyright and changelog, the first that
-// is there counts.
+// docFiles are where a package keeps its copyright and changelog, and a source
+// directory its license; the first that is there counts.
 func docFiles(p state.Package) (dir string, names map[string]string) {
 	if p.Kind == state.KindSource {
 		return copied, map[string]string{
-			"copyright": "debian/copyright COPYING COPYING.txt LICENSE LICENSE.txt LICENSE.md",
+			"copyright": "debian/copyright",
+			"license":   "COPYING COPYING.txt LICENSE LICENSE.txt LICENSE.md",
 			"changelog": "debian/changelog",
 		}
 	}

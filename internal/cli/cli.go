@@ -100,7 +100,7 @@ func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.W
 		fmt.Fprint(stdout, opts.usage)
 		return state.ExitDone
 	case err == nil && opts.version:
-		fmt.Fprintf(stdout, "%s %s\n", p.Name, version())
+		fmt.Fprintf(stdout, "%s %s\n", p.Name, Version())
 		return state.ExitDone
 	}
 	s.Operands = opts.operands
@@ -279,7 +279,8 @@ func signalName(sig os.Signal) string {
 	return sig.String()
 }
 
-func version() string {
+// Version is the version of these programs.
+func Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"

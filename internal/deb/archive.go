@@ -129,7 +129,25 @@ func isTar(name, base string) bool {
 // Control returns the fields of the control file. control.tar is read to its
 // end, so that its checksum is known to be right; it may have 32 MiB, the
 // control file 1 MiB.
-func (a *Archive) Control() (_ Stanza, err error) {
+func (a *Archive) Control() (Stanza, error) {
+	files, err := a.ControlFiles("control")
+	if err != nil {
+		return nil, err
+	}
+	text, ok := files["control"]
+	if !ok {
+		return nil, fmt.Errorf("cannot read %s: no control file in it", a.control.name)
+	}
+	control, err := ParseStanza(text)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s: control: %w", a.control.name, err)
+	}
+	return control, nil
+}
+
+// ControlFiles returns those of the named files of control.tar that are there,
+// such as conffiles and triggers. Each may have 1 MiB.
+func (a *Archive) ControlFiles(names ...string) (_ map[string][]byte, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("cannot read %s: %w", a.control.name, err)
@@ -142,7 +160,7 @@ func (a *Archive) Control() (_ Stanza, err error) {
 	defer func() { err = errors.Join(err, c.Close()) }()
 	lr := &limitReader{r: r, n: maxControlTar}
 	tr := tar.NewReader(lr)
-	var control Stanza
+	found := make(map[string][]byte, len(names))
 	for {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -151,34 +169,30 @@ func (a *Archive) Control() (_ Stanza, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if strings.TrimPrefix(h.Name, "./") != "control" {
+		name := strings.TrimPrefix(h.Name, "./")
+		if !slices.Contains(names, name) {
 			continue
 		}
 		if h.Typeflag != tar.TypeReg {
-			return nil, errors.New("control is not a regular file")
+			return nil, fmt.Errorf("%s is not a regular file", name)
 		}
-		if control != nil {
-			return nil, errors.New("control is there twice")
+		if _, twice := found[name]; twice {
+			return nil, fmt.Errorf("%s is there twice", name)
 		}
 		if h.Size > maxControl {
-			return nil, fmt.Errorf("control has %d bytes, more than %d", h.Size, maxControl)
+			return nil, fmt.Errorf("%s has %d bytes, more than %d", name, h.Size, maxControl)
 		}
 		text := make([]byte, h.Size)
 		if _, err := io.ReadFull(tr, text); err != nil {
 			return nil, err
 		}
-		if control, err = ParseStanza(text); err != nil {
-			return nil, fmt.Errorf("control: %w", err)
-		}
-	}
-	if control == nil {
-		return nil, errors.New("no control file in it")
+		found[name] = text
 	}
 	// The zeros after the end of the tar, and the checksum after them.
 	if _, err := io.Copy(io.Discard, lr); err != nil {
 		return nil, err
 	}
-	return control, nil
+	return found, nil
 }
 
 // Data returns a reader of data.tar, and what must be closed after reading.

@@ -3,6 +3,7 @@ package deb
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"crypto/md5"
 	"errors"
@@ -27,22 +28,35 @@ type Package struct {
 	// Scripts are the maintainer scripts by name: preinst, postinst, prerm,
 	// postrm, config.
 	Scripts map[string]string
-	// Files are the files to install, in any order. Their directories need not
-	// and cannot be listed.
+	// Triggers is the file of that name, deb-triggers(5); empty for none.
+	Triggers string
+	// Files are the files to install, in any order. The directories above them
+	// need not be listed; those that are not have mode 0755.
 	Files []File
 	// Time is the time of last change of all that is in the .deb, cut to
 	// seconds.
 	Time time.Time
 }
 
-// File is a regular file to install, owned by root.
+// File is a regular file to install, with fs.ModeDir in its mode a directory,
+// or with a Link a symbolic link.
 type File struct {
 	Path string      // absolute in the target, clean: "/lib/modules/…"
-	Mode fs.FileMode // permission bits; 0 stands for 0644
+	Mode fs.FileMode // permission bits, setuid, setgid, sticky; 0 stands for 0644
 	Size int64       // in bytes
 	// Open is called twice, for the md5sum and for the content. Both must give
 	// the same Size bytes.
 	Open func() (io.ReadCloser, error)
+
+	Link     string // target of a symbolic link
+	Conffile bool   // dpkg keeps what the administrator changes
+	Owner    Owner
+}
+
+// Owner is whom a file belongs to. The zero value is root.
+type Owner struct {
+	UID, GID    int
+	User, Group string // "" for root
 }
 
 // scripts are the maintainer scripts of deb(5); config is debconf's.
@@ -58,8 +72,7 @@ const gzipBlock = 1 << 20
 // error what is in w is of no use.
 //
 // Both tars are in GNU format, as dpkg does not install PAX, and compressed by
-// gzip, as older dpkgs do not know zstd. All is owned by root; directories have
-// mode 0755. Symbolic links and conffiles are not supported.
+// gzip, as older dpkgs do not know zstd.
 func Write(w io.WriteSeeker, p Package) error {
 	if err := write(w, p); err != nil {
 		return fmt.Errorf("cannot write package %s: %w", p.Control.Get("Package"), err)
@@ -108,13 +121,17 @@ func write(w io.WriteSeeker, p Package) error {
 	})
 }
 
-// entry is one entry of a tar: a directory when open is nil.
+// entry is one entry of a tar: without open a symbolic link or a directory.
 type entry struct {
-	name string // "./lib/", "./lib/file"
-	mode fs.FileMode
-	size int64
-	open func() (io.ReadCloser, error)
-	md5  []byte // checked while it is written, if not nil
+	name     string // "./lib/", "./lib/file"
+	mode     fs.FileMode
+	size     int64
+	open     func() (io.ReadCloser, error)
+	link     string
+	owner    Owner
+	conffile bool
+	implied  bool   // a directory that nobody listed
+	md5      []byte // checked while it is written, if not nil
 }
 
 // dataEntries returns the entries of data.tar, sorted: the files and all
@@ -125,21 +142,20 @@ func dataEntries(files []File) ([]entry, error) {
 		if err := f.validate(); err != nil {
 			return nil, err
 		}
-		if _, ok := entries["."+f.Path]; ok {
+		e := f.entry()
+		if old, ok := entries[e.name]; ok && !old.implied {
 			return nil, fmt.Errorf("file %s given twice", f.Path)
 		}
-		mode := f.Mode
-		if mode == 0 {
-			mode = 0o644
-		}
-		entries["."+f.Path] = entry{name: "." + f.Path, mode: mode, size: f.Size, open: f.Open}
+		entries[e.name] = e
 		for dir := path.Dir(f.Path); dir != "/"; dir = path.Dir(dir) {
 			name := "." + dir + "/"
-			entries[name] = entry{name: name, mode: 0o755}
+			if _, ok := entries[name]; !ok {
+				entries[name] = entry{name: name, mode: 0o755, implied: true}
+			}
 		}
 	}
 	for _, f := range files {
-		if _, ok := entries["."+f.Path+"/"]; ok {
+		if _, ok := entries["."+f.Path+"/"]; ok && f.Mode&fs.ModeDir == 0 {
 			return nil, fmt.Errorf("%s is a file and a directory", f.Path)
 		}
 	}
@@ -156,18 +172,37 @@ func (f File) validate() error {
 		return fmt.Errorf("file path %q is not clean and absolute", f.Path)
 	case strings.ContainsFunc(f.Path, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return fmt.Errorf("control character in file path %q", f.Path)
-	case f.Mode&^fs.ModePerm != 0:
+	case f.Mode&^(fs.ModePerm|fs.ModeDir|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky) != 0:
 		return fmt.Errorf("file %s: mode %v is not that of a plain file", f.Path, f.Mode)
 	case f.Size < 0:
 		return fmt.Errorf("file %s: size %d", f.Path, f.Size)
-	case f.Open == nil:
+	case f.plain() && f.Open == nil:
 		return fmt.Errorf("file %s: no content", f.Path)
+	case !f.plain() && (f.Open != nil || f.Size != 0 || f.Conffile || f.Link != "" && f.Mode&fs.ModeDir != 0):
+		return fmt.Errorf("file %s: a link or directory has no content", f.Path)
+	case strings.ContainsRune(f.Link, 0):
+		return fmt.Errorf("file %s: NUL byte in its target", f.Path)
 	}
 	return nil
 }
 
+func (f File) plain() bool { return f.Link == "" && f.Mode&fs.ModeDir == 0 }
+
+func (f File) entry() entry {
+	e := entry{name: "." + f.Path, mode: f.Mode, size: f.Size, open: f.Open, link: f.Link, owner: f.Owner, conffile: f.Conffile}
+	switch {
+	case f.Mode&fs.ModeDir != 0:
+		e.name += "/"
+	case f.Link != "":
+		e.mode = 0o777
+	case f.Mode == 0:
+		e.mode = 0o644
+	}
+	return e
+}
+
 // sumFiles returns the text of md5sums (deb-md5sums(5)), and leaves the sums
-// in the entries.
+// in the entries. Of conffiles dpkg itself keeps the sums.
 func sumFiles(entries []entry) ([]byte, error) {
 	var b bytes.Buffer
 	for i, e := range entries {
@@ -179,6 +214,9 @@ func sumFiles(entries []entry) ([]byte, error) {
 			return nil, err
 		}
 		entries[i].md5 = h.Sum(nil)
+		if e.conffile {
+			continue
+		}
 		fmt.Fprintf(&b, "%x  %s\n", entries[i].md5, strings.TrimPrefix(e.name, "./"))
 	}
 	return b.Bytes(), nil
@@ -227,6 +265,18 @@ func controlEntries(p Package, data []entry, md5sums []byte) ([]entry, error) {
 	if len(md5sums) > 0 {
 		entries = append(entries, textEntry("md5sums", 0o644, md5sums))
 	}
+	var conffiles strings.Builder
+	for _, e := range data {
+		if e.conffile {
+			conffiles.WriteString(strings.TrimPrefix(e.name, ".") + "\n")
+		}
+	}
+	if conffiles.Len() > 0 {
+		entries = append(entries, textEntry("conffiles", 0o644, []byte(conffiles.String())))
+	}
+	if p.Triggers != "" {
+		entries = append(entries, textEntry("triggers", 0o644, []byte(p.Triggers)))
+	}
 	for _, name := range slices.Sorted(maps.Keys(p.Scripts)) {
 		if !slices.Contains(scripts, name) {
 			return nil, fmt.Errorf("%q is no maintainer script (known are %s)", name, strings.Join(scripts, ", "))
@@ -270,6 +320,17 @@ func setInstalledSize(s Stanza, kib int64) Stanza {
 	return slices.Insert(s, s.index("Maintainer")+1, f)
 }
 
+// tarMode is a mode as tar(5) has it.
+func tarMode(mode fs.FileMode) int64 {
+	m := int64(mode.Perm())
+	for bit, in := range map[fs.FileMode]int64{fs.ModeSetuid: 0o4000, fs.ModeSetgid: 0o2000, fs.ModeSticky: 0o1000} {
+		if mode&bit != 0 {
+			m |= in
+		}
+	}
+	return m
+}
+
 // writeTarGz writes the entries as a compressed tar.
 func writeTarGz(w io.Writer, entries []entry, mtime time.Time) (err error) {
 	zw, err := pgzip.NewWriterLevel(w, gzip.BestCompression)
@@ -292,14 +353,20 @@ func writeTarGz(w io.Writer, entries []entry, mtime time.Time) (err error) {
 		h := &tar.Header{
 			Typeflag: tar.TypeReg,
 			Name:     e.name,
-			Mode:     int64(e.mode),
+			Mode:     tarMode(e.mode),
 			Size:     e.size,
 			ModTime:  mtime,
-			Uname:    "root",
-			Gname:    "root",
+			Uid:      e.owner.UID,
+			Gid:      e.owner.GID,
+			Uname:    cmp.Or(e.owner.User, "root"),
+			Gname:    cmp.Or(e.owner.Group, "root"),
+			Linkname: e.link,
 			Format:   tar.FormatGNU,
 		}
-		if e.open == nil {
+		switch {
+		case e.link != "":
+			h.Typeflag = tar.TypeSymlink
+		case e.open == nil:
 			h.Typeflag = tar.TypeDir
 		}
 		if err := tw.WriteHeader(h); err != nil {

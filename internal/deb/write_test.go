@@ -149,6 +149,57 @@ Description: short
 	assertGNU(t, run(t, "dpkg-deb", "--ctrl-tarfile", path))
 }
 
+// What a package may have beside plain files.
+func TestWriteOtherFiles(t *testing.T) {
+	t.Parallel()
+	p := testPackage()
+	conffile := textOf("/etc/foo.conf", "x=1\n")
+	conffile.Conffile = true
+	p.Triggers = "activate-noawait update-initramfs\n"
+	p.Files = []File{
+		conffile,
+		{Path: "/etc/foo.d", Mode: fs.ModeDir | 0o700},
+		{Path: "/usr/bin/foo", Link: "../sbin/foo"},
+		{Path: "/usr/sbin/foo", Mode: fs.ModeSetuid | 0o755, Size: 3, Open: textOf("", "foo").Open, Owner: Owner{GID: 4, Group: "adm"}},
+		{Path: "/var/foo", Mode: fs.ModeDir | fs.ModeSticky | 0o777},
+		textOf("/var/foo/x", ""),
+	}
+	path := writeTo(t, p)
+	var names []string
+	for line := range strings.Lines(run(t, "dpkg-deb", "--contents", path)) {
+		fields := strings.Fields(line)
+		names = append(names, fields[0]+" "+fields[1]+" "+strings.Join(fields[5:], " "))
+	}
+	assert.DeepEqual(t, names, []string{
+		"drwxr-xr-x root/root ./",
+		"drwxr-xr-x root/root ./etc/",
+		"-rw-r--r-- root/root ./etc/foo.conf",
+		"drwx------ root/root ./etc/foo.d/",
+		"drwxr-xr-x root/root ./usr/",
+		"drwxr-xr-x root/root ./usr/bin/",
+		"lrwxrwxrwx root/root ./usr/bin/foo -> ../sbin/foo",
+		"drwxr-xr-x root/root ./usr/sbin/",
+		"-rwsr-xr-x root/adm ./usr/sbin/foo",
+		"drwxr-xr-x root/root ./var/",
+		"drwxrwxrwt root/root ./var/foo/",
+		"-rw-r--r-- root/root ./var/foo/x",
+	})
+	assert.Equal(t, run(t, "dpkg-deb", "-I", path, "conffiles"), "/etc/foo.conf\n")
+	assert.Equal(t, run(t, "dpkg-deb", "-I", path, "triggers"), p.Triggers)
+	assert.Assert(t, !strings.Contains(run(t, "dpkg-deb", "-I", path, "md5sums"), "foo.conf"))
+
+	f, err := os.Open(path)
+	assert.NilError(t, err)
+	defer f.Close()
+	info, err := f.Stat()
+	assert.NilError(t, err)
+	a, err := Open(f, info.Size())
+	assert.NilError(t, err)
+	files, err := a.ControlFiles("conffiles", "triggers", "shlibs")
+	assert.NilError(t, err)
+	assert.DeepEqual(t, files, map[string][]byte{"conffiles": []byte("/etc/foo.conf\n"), "triggers": []byte(p.Triggers)})
+}
+
 // assertGNU: dpkg installs ustar and GNU only, so there may be no PAX header.
 func assertGNU(t *testing.T, text string) {
 	t.Helper()
@@ -305,7 +356,16 @@ func TestWriteRefuses(t *testing.T) {
 		{"same path", file(textOf(longPath, "")), "given twice"},
 		{"file and directory", file(textOf("/lib/modules", "")), "is a file and a directory"},
 		{"symlink", file(File{Path: "/x", Mode: fs.ModeSymlink | 0o777, Open: textOf("", "").Open}), "not that of a plain file"},
-		{"setuid", file(File{Path: "/x", Mode: fs.ModeSetuid | 0o755, Open: textOf("", "").Open}), "not that of a plain file"},
+		{"device", file(File{Path: "/x", Mode: fs.ModeDevice | 0o755, Open: textOf("", "").Open}), "not that of a plain file"},
+		{"directory with content", file(File{Path: "/x", Mode: fs.ModeDir | 0o755, Open: textOf("", "").Open}), "a link or directory has no content"},
+		{"link with content", file(File{Path: "/x", Link: "y", Open: textOf("", "").Open}), "a link or directory has no content"},
+		{"conffile that is a link", file(File{Path: "/x", Link: "y", Conffile: true}), "a link or directory has no content"},
+		{"target", file(File{Path: "/x", Link: "a\x00b"}), "NUL byte in its target"},
+		{"directory twice", func(p *Package) {
+			d := File{Path: "/var/x", Mode: fs.ModeDir | 0o700}
+			p.Files = append(p.Files, d, d)
+		}, "/var/x given twice"},
+		{"link and directory", func(p *Package) { p.Files = append(p.Files, File{Path: "/lib", Link: "usr/lib"}) }, "is a file and a directory"},
 		{"no content", file(File{Path: "/x"}), "no content"},
 		{"negative size", file(File{Path: "/x", Size: -1, Open: textOf("", "").Open}), "size -1"},
 		{"shorter", file(File{Path: "/x", Size: 4, Open: textOf("", "abc").Open}), "file /x: it has 3 bytes, not the announced 4"},

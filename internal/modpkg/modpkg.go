@@ -39,11 +39,22 @@ type Spec struct {
 	Architecture    string    // as dpkg names it
 	VersionSuffix   string    // is appended to the version
 	ImageDependency string    // one of ImageDependencies; "" is the first
+	Initramfs       bool      // the kernel's initramfs is refreshed
 	Files           []string  // module files on this host
 	Licenses        []string  // that the modules declare
 	Copyright       []byte    // the -dkms package's, may be empty
+	License         []byte    // a source directory's own file, may be empty
 	Changelog       []byte    // the -dkms package's, may be empty
 	Time            time.Time // of all files
+	Origin          Origin    // the modules' own part is filled in
+	// DKMS is the control file of the -dkms package, nil if there is none: what it
+	// needs holds for its modules, too.
+	DKMS deb.Stanza
+	// Common is the relation to the package of what the -dkms package ships beside
+	// its sources, which then has these needs; "" if there is none.
+	Common string
+	// ProvideDKMS has the package stand in for the -dkms package.
+	ProvideDKMS bool
 }
 
 // An Image is a package that ships a kernel.
@@ -187,13 +198,12 @@ func (s Spec) Compose() (p deb.Package, err error) {
 	add("Version", version)
 	add("Architecture", s.Architecture)
 	add("Maintainer", Maintainer)
-	switch s.ImageDependency {
-	case "", "depends":
-		add("Depends", s.image())
-	case "recommends":
-		add("Recommends", s.image())
+	relations := s.relations()
+	for _, field := range slices.Concat(inherited, []string{"Provides"}) {
+		if len(relations[field]) > 0 {
+			add(field, strings.Join(relations[field], ", "))
+		}
 	}
-	add("Provides", s.base()+" (= "+version+")")
 	if len(s.BuiltUsing) > 0 {
 		add("Built-Using", strings.Join(s.BuiltUsing, ", "))
 	}
@@ -208,19 +218,42 @@ func (s Spec) Compose() (p deb.Package, err error) {
 	p.Scripts = map[string]string{"postinst": s.script("configure"), "postrm": s.script("remove")}
 	p.Time = s.Time
 
-	doc := path.Join("/usr/share/doc", name)
-	changelog, err := compress(s.changelog(name, version, source))
-	if err != nil {
-		return p, err
+	s.Origin.Module, s.Origin.Kernel = s.Module+" "+s.ModuleVersion, s.Kernel
+	doc, err := docs{
+		Package: name, Version: version,
+		What:      fmt.Sprintf("Built from %s %s for Linux %s.", source, oneLine(orElse(s.SourceVersion, s.ModuleVersion)), s.Kernel),
+		Copyright: s.Copyright, Terms: s.terms(source), License: s.License,
+		Changelog: s.Changelog, Origin: s.Origin, Time: s.Time,
+	}.files()
+	p.Files = append(p.Files, doc...)
+	return p, err
+}
+
+// relations are those of the package, by field.
+func (s Spec) relations() map[string][]string {
+	relations := make(map[string][]string)
+	switch {
+	case s.Common != "":
+		relations["Depends"] = []string{s.Common}
+	case s.DKMS != nil:
+		relations = inherit(s.DKMS, false)
 	}
-	changelogName := "changelog.gz"
-	if strings.Contains(version, "-") {
-		changelogName = "changelog.Debian.gz"
+	first := func(field, relation string) { relations[field] = slices.Insert(relations[field], 0, relation) }
+	switch s.ImageDependency {
+	case "", "depends":
+		first("Depends", s.image())
+	case "recommends":
+		first("Recommends", s.image())
 	}
-	p.Files = append(p.Files,
-		inMemory(path.Join(doc, "copyright"), s.copyright(source)),
-		inMemory(path.Join(doc, changelogName), changelog))
-	return p, nil
+	relations["Provides"] = []string{s.base() + " (= " + s.Version() + ")"}
+	if s.ProvideDKMS && s.DKMS != nil {
+		for _, name := range provides(s.DKMS) {
+			if names(name)[0] != s.base() {
+				relations["Provides"] = append(relations["Provides"], name)
+			}
+		}
+	}
+	return relations
 }
 
 func orElse(a, b string) string {
@@ -277,39 +310,43 @@ func compress(content []byte) ([]byte, error) {
 }
 
 // script is a maintainer script that brings the kernel's list of modules up to
-// date. It passes when there is no such kernel, as on a machine that gets its
-// kernel later, and when there is no depmod.
+// date, and its initramfs if asked for. It passes when there is no such kernel, as
+// on a machine that gets its kernel later, and when there is no depmod.
 func (s Spec) script(action string) string {
 	kernel := "/lib/modules/" + s.Kernel
+	initramfs := ""
+	if s.Initramfs {
+		initramfs = s.refresh()
+	}
 	return fmt.Sprintf(`#!/bin/sh
 set -e
 # modules.builtin comes with the kernel: without it there is nothing to index.
 if [ "$1" = %s ] && [ -e %s/modules.builtin ] && command -v depmod >/dev/null; then
     depmod -a %s
-fi
+%sfi
 exit 0
-`, action, kernel, s.Kernel)
+`, action, kernel, s.Kernel, initramfs)
 }
 
-// changelog is the -dkms package's with an entry for this package on top, a
-// second newer than what it was built from.
-func (s Spec) changelog(name, version, source string) []byte {
-	entry := fmt.Sprintf("%s (%s) unstable; urgency=medium\n\n  * Built from %s %s for Linux %s.\n\n -- %s  %s\n",
-		name, version, source, oneLine(orElse(s.SourceVersion, s.ModuleVersion)), s.Kernel, Maintainer,
-		s.Time.UTC().Add(time.Second).Format("Mon, 02 Jan 2006 15:04:05 -0700"))
-	if len(s.Changelog) == 0 {
-		return []byte(entry)
-	}
-	return append([]byte(entry+"\n"), s.Changelog...)
+// refresh makes the kernel's initramfs anew where it has one. dpkg's trigger
+// update-initramfs would not do: it is for the newest kernel alone, or for all. The
+// dracut of Debian 12 has no update-initramfs.
+func (s Spec) refresh() string {
+	image := "/boot/initrd.img-" + s.Kernel
+	return fmt.Sprintf(`    if [ -e %s ]; then
+        if command -v update-initramfs >/dev/null; then
+            update-initramfs -u -k %s
+        elif command -v dracut >/dev/null; then
+            dracut --quiet --force %s %s
+        fi
+    fi
+`, image, s.Kernel, image, s.Kernel)
 }
 
-// copyright is the -dkms package's, or what the modules say themselves.
-func (s Spec) copyright(source string) []byte {
-	if len(s.Copyright) > 0 {
-		return s.Copyright
-	}
+// terms are what the modules say themselves.
+func (s Spec) terms(source string) string {
 	licenses := slices.Compact(slices.Sorted(slices.Values(s.Licenses)))
-	return fmt.Appendf(nil, "These kernel modules were built from %s %s.\n\nIts source came without a copyright file. The modules declare the license: %s.\n",
+	return fmt.Sprintf("These kernel modules were built from %s %s.\n\nIts source came without a copyright file. The modules declare the license: %s.",
 		source, oneLine(orElse(s.SourceVersion, s.ModuleVersion)), strings.Join(licenses, ", "))
 }
 

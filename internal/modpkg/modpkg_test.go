@@ -31,6 +31,11 @@ func loopback(t testing.TB) Spec {
 		Copyright: []byte("The copyright file.\n"),
 		Changelog: []byte("v4l2loopback (0.12.7-2) unstable; urgency=medium\n\n  * Changed.\n\n -- A B <a@example.org>  Sat, 25 Jun 2022 21:37:21 +0200\n"),
 		Time:      time.Date(2022, 6, 25, 19, 37, 21, 0, time.UTC),
+		Origin: Origin{
+			Package: "v4l2loopback-dkms (= 0.12.7-2)", Digest: "5eed", Headers: "linux-headers-6.1.0-56-amd64 (= 6.1.192-2)",
+			Compiler: "GCC: (Debian 12.2.0-14+deb12u1) 12.2.0", DKMS: "3.0.10-8", BuildPackages: []string{"libelf-dev (= 0.188-2.1)"},
+			Program: "dkms2bin 1.0",
+		},
 	}
 }
 
@@ -236,6 +241,11 @@ Description: v4l2loopback kernel modules for Linux 6.1.0-56-amd64
 		doc + "changelog.Debian.gz": "v4l2loopback-modules-6.1.0-56-amd64 (0.12.7-2+6.1.192.2) unstable; urgency=medium\n\n" +
 			"  * Built from v4l2loopback-dkms 0.12.7-2 for Linux 6.1.0-56-amd64.\n\n" +
 			" -- dkms2bin <dkms2bin@packages.invalid>  Sat, 25 Jun 2022 19:37:22 +0000\n\n" + string(s.Changelog),
+		doc + "buildinfo": "Dkms-Package: v4l2loopback-dkms (= 0.12.7-2)\nDkms-Package-SHA256: 5eed\n" +
+			"Module: v4l2loopback 0.12.7\nKernel: 6.1.0-56-amd64\nKernel-Headers: linux-headers-6.1.0-56-amd64 (= 6.1.192-2)\n" +
+			"Compiler: GCC: (Debian 12.2.0-14+deb12u1) 12.2.0\nDkms: 3.0.10-8\nBuild-Packages: libelf-dev (= 0.188-2.1)\nMade-By: dkms2bin 1.0\n",
+		"/usr/share/lintian/overrides/v4l2loopback-modules-6.1.0-56-amd64": "# The revision is that of the -dkms package, and the version of the kernel's package follows it.\n" +
+			"v4l2loopback-modules-6.1.0-56-amd64: debian-revision-not-well-formed\n",
 	})
 	assert.Equal(t, p.Time, s.Time)
 	assert.Equal(t, p.Control.Get("Conflicts")+p.Control.Get("Breaks"), "") // apt would remove kernels that provide the -dkms package
@@ -253,6 +263,7 @@ func TestComposeFromASourceDirectory(t *testing.T) {
 	}
 	s.Module, s.ModuleVersion, s.Source, s.SourceVersion = "My_Module", "1.0", "", ""
 	s.Copyright, s.Changelog, s.Licenses, s.BuiltUsing = nil, nil, []string{"GPL v2", "Dual MIT/GPL", "GPL v2"}, nil
+	s.License, s.Origin = []byte("Do what you like.\n"), Origin{}
 	s.ModulesPrefix, s.Kernel, s.KernelVersion = "/usr/lib/modules", "6.12.57+deb13-amd64", "6.12.57-1"
 	before := strings.Join(s.Files, " ")
 	p, files := compose(t, s)
@@ -267,7 +278,15 @@ func TestComposeFromASourceDirectory(t *testing.T) {
 		"/usr/lib/modules/6.12.57+deb13-amd64/updates/dkms/my-beta.ko.zst": "my-beta.ko.zst",
 		"/usr/lib/modules/6.12.57+deb13-amd64/updates/dkms/zeta.ko.xz":     "zeta.ko.xz",
 		doc + "copyright": "These kernel modules were built from My_Module 1.0.\n\nIts source came without a copyright file. " +
-			"The modules declare the license: Dual MIT/GPL, GPL v2.\n",
+			"The modules declare the license: Dual MIT/GPL, GPL v2.\n\n" +
+			"The license of the source is in the file COPYING.gz beside this one.\n\n" +
+			"The GNU General Public License, version 2, is in\n/usr/share/common-licenses/GPL-2.\n",
+		doc + "COPYING.gz": "Do what you like.\n",
+		doc + "buildinfo":  "Module: My_Module 1.0\nKernel: 6.12.57+deb13-amd64\n",
+		"/usr/share/lintian/overrides/my-module-modules-6.12.57+deb13-amd64": "# There was no copyright file to take over.\n" +
+			"my-module-modules-6.12.57+deb13-amd64: copyright-without-copyright-notice\n" +
+			"# The license of the source, word for word as it came.\n" +
+			"my-module-modules-6.12.57+deb13-amd64: extra-license-file\n",
 		doc + "changelog.gz": "my-module-modules-6.12.57+deb13-amd64 (1.0+6.12.57.1) unstable; urgency=medium\n\n" +
 			"  * Built from My_Module 1.0 for Linux 6.12.57+deb13-amd64.\n\n" +
 			" -- dkms2bin <dkms2bin@packages.invalid>  Sat, 25 Jun 2022 19:37:22 +0000\n",
@@ -422,8 +441,12 @@ func TestDpkgReadsIt(t *testing.T) {
 		"drwxr-xr-x root/root 2022-06-25 ./usr/share/",
 		"drwxr-xr-x root/root 2022-06-25 ./usr/share/doc/",
 		"drwxr-xr-x root/root 2022-06-25 " + doc,
+		"-rw-r--r-- root/root 2022-06-25 " + doc + "buildinfo",
 		"-rw-r--r-- root/root 2022-06-25 " + doc + "changelog.Debian.gz",
 		"-rw-r--r-- root/root 2022-06-25 " + doc + "copyright",
+		"drwxr-xr-x root/root 2022-06-25 ./usr/share/lintian/",
+		"drwxr-xr-x root/root 2022-06-25 ./usr/share/lintian/overrides/",
+		"-rw-r--r-- root/root 2022-06-25 ./usr/share/lintian/overrides/v4l2loopback-modules-6.1.0-56-amd64",
 	})
 
 	dir := t.TempDir()
@@ -441,7 +464,7 @@ func TestDpkgReadsIt(t *testing.T) {
 	check.Dir = dir
 	out, err := check.CombinedOutput()
 	assert.NilError(t, err, "%s", out)
-	assert.Equal(t, strings.Count(string(out), ": OK\n"), 3, "%s", out)
+	assert.Equal(t, strings.Count(string(out), ": OK\n"), 5, "%s", out)
 
 	changelog, err := os.ReadFile(filepath.Join(dir, doc, "changelog.Debian.gz"))
 	assert.NilError(t, err)
@@ -569,4 +592,75 @@ func TestScripts(t *testing.T) {
 		})
 	}
 	assert.Equal(t, len(p.Scripts), 2)
+}
+
+// The initramfs of that kernel alone is refreshed, by whatever makes it, and only
+// where there is one.
+func TestInitramfs(t *testing.T) {
+	t.Parallel()
+	const kernel = "6.12.117+deb13-amd64"
+	s := loopback(t)
+	s.Kernel, s.Initramfs = kernel, true
+	p, err := s.Compose()
+	assert.NilError(t, err)
+	const update, dracut = "update-initramfs -u -k " + kernel + "\n", "dracut --quiet --force DIR/boot/initrd.img-" + kernel + " " + kernel + "\n"
+	tests := []struct {
+		name     string
+		script   string
+		args     []string
+		kernel   bool
+		image    bool
+		programs []string
+		ran      string // after depmod
+		code     int
+	}{
+		{"initramfs-tools", "postinst", []string{"configure", ""}, true, true, []string{"update-initramfs"}, update, 0},
+		{"dracut of Debian 12", "postinst", []string{"configure", ""}, true, true, []string{"dracut"}, dracut, 0},
+		{"dracut with update-initramfs", "postinst", []string{"configure", ""}, true, true, []string{"dracut", "update-initramfs"}, update, 0},
+		{"neither", "postinst", []string{"configure", ""}, true, true, nil, "", 0},
+		{"no initramfs", "postinst", []string{"configure", ""}, true, false, []string{"update-initramfs"}, "", 0},
+		{"no kernel", "postinst", []string{"configure", ""}, false, true, []string{"update-initramfs"}, "", 0},
+		{"removed", "postrm", []string{"remove"}, true, true, []string{"update-initramfs"}, update, 0},
+		{"purged", "postrm", []string{"purge"}, true, true, []string{"update-initramfs"}, "", 0},
+		{"it fails", "postinst", []string{"configure", ""}, true, true, []string{"false:update-initramfs"}, update, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			write := func(path, text string) {
+				t.Helper()
+				path = filepath.Join(dir, path)
+				assert.NilError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+				assert.NilError(t, os.WriteFile(path, []byte(text), 0o755))
+			}
+			text := strings.ReplaceAll(p.Scripts[tt.script], " /lib/modules/", " "+dir+"/lib/modules/")
+			write("script", strings.ReplaceAll(text, " /boot/", " "+dir+"/boot/"))
+			if tt.kernel {
+				write("lib/modules/"+kernel+"/modules.builtin", "")
+			}
+			if tt.image {
+				write("boot/initrd.img-"+kernel, "")
+			}
+			for _, program := range append(tt.programs, "depmod") {
+				name, code := program, "0"
+				if failing, ok := strings.CutPrefix(program, "false:"); ok {
+					name, code = failing, "1"
+				}
+				write("bin/"+name, "#!/bin/sh\necho \""+name+" $*\" >>"+dir+"/ran\nexit "+code+"\n")
+			}
+			cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "script"), tt.args...)
+			cmd.Env = []string{"PATH=" + dir + "/bin"}
+			out, _ := cmd.CombinedOutput()
+			assert.Equal(t, string(out), "")
+			assert.Equal(t, cmd.ProcessState.ExitCode(), tt.code)
+			ran, err := os.ReadFile(filepath.Join(dir, "ran"))
+			if err != nil {
+				assert.ErrorIs(t, err, os.ErrNotExist)
+			}
+			after := strings.TrimPrefix(string(ran), "depmod -a "+kernel+"\n")
+			assert.Equal(t, after, strings.ReplaceAll(tt.ran, "DIR", dir))
+			assert.Equal(t, after != string(ran), tt.kernel && tt.args[0] != "purge")
+		})
+	}
 }

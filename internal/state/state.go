@@ -100,12 +100,16 @@ type Package struct {
 	Layer      string    `json:"layer,omitempty"`          // name of its layer in the tree
 	Tools      []string  `json:"build_packages,omitempty"` // packages that were there for its builds, as "libelf-dev (= 0.188-2.1)"
 	ToolsLayer string    `json:"build_layer,omitempty"`    // name of the layer with these
-	Doc        string    `json:"doc,omitempty"`            // directory with its copyright and changelog
+	Doc        string    `json:"doc,omitempty"`            // directory with its copyright and changelog, and itself
 	Date       time.Time `json:"date,omitzero"`            // of the newest file of a source directory
 	Error      string    `json:"error,omitempty"`          // why it could not be installed
 	Needed     bool      `json:"needed,omitempty"`         // not asked for: another one depends on it
 	Depends    []string  `json:"depends,omitempty"`        // names of the others that it depends on, over however many steps
 }
+
+// PackageFile is the name of the package itself in its Doc; a source directory has
+// none.
+const PackageFile = "package.deb"
 
 // Kinds of package.
 const (
@@ -150,17 +154,32 @@ type Module struct {
 }
 
 // A Deb is a binary package that was written, or found there with the same
-// content.
+// content: of modules, of what a -dkms package ships beside them (without a
+// module and a kernel), or of a set (without a module).
 type Deb struct {
-	Path         string `json:"path"`
-	Digest       string `json:"digest"` // SHA-256
-	Size         int64  `json:"size"`
-	Name         string `json:"name"`
-	Version      string `json:"version"`
-	Architecture string `json:"architecture"`
-	Module       string `json:"module"`
-	Kernel       string `json:"kernel"`
-	Archive      string `json:"archive_digest"` // of what it was made from
+	Path         string  `json:"path"`
+	Digest       string  `json:"digest"` // SHA-256
+	Size         int64   `json:"size"`
+	Name         string  `json:"name"`
+	Version      string  `json:"version"`
+	Architecture string  `json:"architecture"`
+	Module       string  `json:"module"`
+	Kernel       string  `json:"kernel"`
+	Archive      string  `json:"archive_digest"` // of what it was made from
+	MadeOf       *Origin `json:"made_of,omitempty"`
+	// Options are the flags that it was made with, as "image-dependency=recommends".
+	Options []string `json:"options,omitempty"`
+}
+
+// An Origin says what a binary package was made of and by.
+type Origin struct {
+	Package       string   `json:"package,omitempty"`        // as "v4l2loopback-dkms (= 0.12.7-2)"
+	Digest        string   `json:"digest,omitempty"`         // SHA-256 of its .deb or of the source directory's content
+	Headers       string   `json:"headers,omitempty"`        // as "linux-headers-6.1.0-56-amd64 (= 6.1.192-2)"
+	Compiler      string   `json:"compiler,omitempty"`       // what it calls itself in the modules
+	DKMS          string   `json:"dkms,omitempty"`           // version of dkms's package
+	BuildPackages []string `json:"build_packages,omitempty"` // that were there besides
+	Program       string   `json:"program,omitempty"`        // our version
 }
 
 // An Index is the apt metadata of a directory.
