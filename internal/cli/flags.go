@@ -41,10 +41,11 @@ type options struct {
 // keys are the flags of all programs: one configuration file serves them all,
 // so each program passes over those of the others.
 var keys = []string{
-	"auth-conf", "base", "build-package", "direct-repo-addr", "dkms", "dry-run", "grace-period", "headers", "http-proxy",
-	"https-proxy", "image-dependency", "index-description", "index-url", "initramfs", "jobs", "keep", "keep-kernels",
-	"keep-versions", "kernel-flavor", "kver", "load-cert", "log-dir", "older-than", "out-dir", "provide-dkms", "release",
-	"repo", "set", "settings", "shell", "sign-with", "stale", "timeout", "verify", "version-suffix", "work-dir",
+	"auth-conf", "base", "build-package", "cache", "cache-dir", "cache-size", "direct-repo-addr", "dkms", "dry-run",
+	"grace-period", "headers", "http-proxy", "https-proxy", "image-dependency", "index-description", "index-url",
+	"initramfs", "jobs", "keep", "keep-kernels", "keep-versions", "kernel-flavor", "kver", "load-cert", "log-dir",
+	"no-cache", "older-than", "out-dir", "provide-dkms", "release", "repo", "set", "settings", "shell", "sign-with",
+	"stale", "timeout", "verify", "version-suffix", "work-dir",
 }
 
 // aliases are other names of flags, on the command line and in the configuration
