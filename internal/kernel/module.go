@@ -181,6 +181,16 @@ func nameOfFile(path string) string {
 	return strings.ReplaceAll(name, "-", "_")
 }
 
+// ReadPlain returns the content of a module file, decompressed. It is bounded as by ReadModule.
+func ReadPlain(path string) (_ []byte, err error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return unpack(file)
+}
+
 // unpack returns the decompressed contents of r.
 func unpack(r io.Reader) (_ []byte, err error) {
 	plain, err := Decompress(r)
