@@ -22,82 +22,156 @@ import (
 // extract writes the packages of all builds that have none yet, and saves the
 // logs. It goes on after a package that cannot be written and then fails.
 func extract(ctx context.Context, s *cli.Session, o *options) error {
+	o.sign.warn(s.Msg)
 	if len(s.Operands) > 0 {
 		return extractOperands(ctx, s, o)
 	}
 	s.Msg.Announce("exporting kernel binary module packages into %s", o.outDir)
 	s.Doc.OutDir = o.outDir
 	var errs []error
-	for i := range s.Doc.Builds {
+	for _, release := range kernelsOf(s.Doc.Builds) {
 		if err := context.Cause(ctx); err != nil {
 			errs = append(errs, err)
 			break
 		}
-		b := &s.Doc.Builds[i]
-		if b.Status != state.Built && (b.Status != state.Failed || b.Stage != "debextract") {
-			continue
-		}
-		k, p := s.Doc.Kernel(b.Kernel), s.Doc.Package(b.Package)
-		if k == nil || p == nil || s.Doc.Tree == nil {
-			return cli.Usagef("the document has a build of %s for %s, but not its package and kernel", b.Module, b.Kernel)
-		}
-		if b.PackageVersion != p.Version {
-			errs = append(errs, diag.WithHint(fmt.Errorf("%s %s for %s was built from %s %s, and the document has %s by now",
-				b.Module, b.ModuleVersion, b.Kernel, p.Name, b.PackageVersion, p.Version), "run dkmsbuild on the document for that kernel"))
-			continue
-		}
-		spec := modpkg.Spec{
-			Module: b.Module, ModuleVersion: b.ModuleVersion,
-			Source: p.Name, SourceVersion: p.Version,
-			Kernel: k.Release, KernelVersion: k.Version, Modversions: k.Modversions,
-			ModulesPrefix: k.ModulesPrefix, Distribution: s.Doc.Tree.Distribution, Architecture: s.Doc.Tree.Architecture,
-			VersionSuffix: o.suffix, ImageDependency: o.image, Time: p.Date,
-		}
-		for _, image := range k.Images {
-			spec.Images = append(spec.Images, modpkg.Image{Name: image.Package, Version: image.Version})
-		}
-		if len(k.Images) == 0 && o.image == "depends" {
-			spec.ImageDependency = "recommends" // apt would refuse what depends on a name that nobody knows
-		}
-		for _, source := range []string{p.Source, k.Source} {
-			if source != "" {
-				spec.BuiltUsing = append(spec.BuiltUsing, source)
-			}
-		}
-		if p.Kind == state.KindSource {
-			spec.Source, spec.SourceVersion = "", ""
-		}
-		if kept(s.Doc, *b, o, spec.Version()) {
-			continue
-		}
-		var err error
-		if err := treeIsThere(s.Doc.Tree); err != nil {
-			return err
-		}
-		if spec.Copyright, err = readIfThere(p.Doc, "copyright"); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if spec.Changelog, err = readIfThere(p.Doc, "changelog"); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		err = makePackage(ctx, s, o, b, k.Facts, spec)
-		var unfit *unfitError
-		switch {
-		case errors.As(err, &unfit):
-			b.Status, b.Stage, b.Reason = state.Failed, "debextract", unfit.Error()
-			s.Msg.Warn("%s: cannot build %s %s for %s: %s", b.Package, b.Module, b.ModuleVersion, b.Kernel, b.Reason)
-		case err != nil:
-			errs = append(errs, err)
-		default:
-			b.Status, b.Stage, b.Reason = state.Built, "", ""
-		}
+		errs = append(errs, extractFor(ctx, s, o, release))
 	}
 	dropOldDebs(s.Doc)
 	errs = append(errs, saveLogs(s, o))
 	return joinLines(errs)
 }
+
+// kernelsOf lists the kernels of builds, each once.
+func kernelsOf(builds []state.Build) []string {
+	var releases []string
+	for _, b := range builds {
+		if !slices.Contains(releases, b.Kernel) {
+			releases = append(releases, b.Kernel)
+		}
+	}
+	return releases
+}
+
+// extractFor writes the packages of one kernel.
+func extractFor(ctx context.Context, s *cli.Session, o *options, release string) (err error) {
+	members, stale, err := membersFor(s.Doc, o, release)
+	if err != nil || !slices.ContainsFunc(members, func(m *member) bool { return !m.kept }) {
+		return joinLines(append(stale, err))
+	}
+	if err := treeIsThere(s.Doc.Tree); err != nil {
+		return err
+	}
+	set, err := readSet(s.Doc.Kernel(release).Facts)
+	if err != nil {
+		return fmt.Errorf("cannot check modules for %s: %w", release, err)
+	}
+	dir, done, err := tempDir()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	set.members = members
+	if err := set.unpackAll(ctx, dir); err != nil {
+		return joinLines(append(stale, err))
+	}
+	set.judge()
+	return joinLines(append(stale, writeSet(ctx, s, o, set)))
+}
+
+// membersFor lists the builds of which packages are to be made, and those whose
+// packages are there. Builds of packages that have changed since are errors.
+func membersFor(doc *state.Document, o *options, release string) (members []*member, stale []error, err error) {
+	for i := range doc.Builds {
+		b := &doc.Builds[i]
+		if b.Kernel != release || b.Status != state.Built && (b.Status != state.Failed || b.Stage != "debextract") {
+			continue
+		}
+		k, p := doc.Kernel(b.Kernel), doc.Package(b.Package)
+		if k == nil || p == nil || doc.Tree == nil {
+			return nil, nil, cli.Usagef("the document has a build of %s for %s, but not its package and kernel", b.Module, b.Kernel)
+		}
+		if b.PackageVersion != p.Version {
+			stale = append(stale, diag.WithHint(fmt.Errorf("%s %s for %s was built from %s %s, and the document has %s by now",
+				b.Module, b.ModuleVersion, b.Kernel, p.Name, b.PackageVersion, p.Version), "run dkmsbuild on the document for that kernel"))
+			continue
+		}
+		m := &member{build: b, spec: specOf(doc.Tree, *k, *p, *b, o)}
+		if m.kept = kept(doc, *b, o, m.spec.Version()); !m.kept {
+			if m.spec.Copyright, err = readIfThere(p.Doc, "copyright"); err == nil {
+				m.spec.Changelog, err = readIfThere(p.Doc, "changelog")
+			}
+			if err != nil {
+				stale, err = append(stale, err), nil
+				continue
+			}
+		}
+		members = append(members, m)
+	}
+	return members, stale, nil
+}
+
+// specOf says what the document has for the package of a build.
+func specOf(tree *state.Tree, k state.Kernel, p state.Package, b state.Build, o *options) modpkg.Spec {
+	spec := modpkg.Spec{
+		Module: b.Module, ModuleVersion: b.ModuleVersion,
+		Source: p.Name, SourceVersion: p.Version,
+		Kernel: k.Release, KernelVersion: k.Version, Modversions: k.Modversions,
+		ModulesPrefix: k.ModulesPrefix, Distribution: tree.Distribution, Architecture: tree.Architecture,
+		VersionSuffix: o.suffix, ImageDependency: o.image, Time: p.Date,
+	}
+	for _, image := range k.Images {
+		spec.Images = append(spec.Images, modpkg.Image{Name: image.Package, Version: image.Version})
+	}
+	if len(k.Images) == 0 && o.image == "depends" {
+		spec.ImageDependency = "recommends" // apt would refuse what depends on a name that nobody knows
+	}
+	for _, source := range []string{p.Source, k.Source} {
+		if source != "" {
+			spec.BuiltUsing = append(spec.BuiltUsing, source)
+		}
+	}
+	if p.Kind == state.KindSource {
+		spec.Source, spec.SourceVersion = "", ""
+	}
+	return spec
+}
+
+// writeSet writes the packages of a set, and records what was found of all members.
+// It goes on after a package that cannot be written.
+func writeSet(ctx context.Context, s *cli.Session, o *options, set *set) error {
+	var errs []error
+	for _, m := range set.members {
+		if ctx.Err() != nil {
+			errs = append(errs, context.Cause(ctx))
+			break
+		}
+		if m.err == nil && !m.kept {
+			if err := set.finish(ctx, m, o.sign.signer); err != nil {
+				return joinLines(append(errs, err)) // a tool or the key; the others would fail alike
+			}
+			if err := makePackage(s, o, set, m); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		b := m.build
+		if m.err != nil {
+			b.Status, b.Stage, b.Reason, b.Hint = state.Failed, "debextract", oneLine(m.err), diag.Hint(m.err)
+			s.Msg.Warn("%s: cannot build %s %s for %s: %s", m.name(), b.Module, b.ModuleVersion, b.Kernel, b.Reason)
+			if b.Hint != "" {
+				s.Msg.Hint("%s", b.Hint)
+			}
+		} else {
+			b.Status, b.Stage, b.Reason, b.Hint = state.Built, "", "", ""
+		}
+		if !m.kept || m.err != nil {
+			set.record(m)
+		}
+	}
+	return joinLines(errs)
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // treeIsThere is for documents from which packages are still to be made.
 func treeIsThere(tree *state.Tree) error {
@@ -132,22 +206,23 @@ func (e *joinedError) Error() string {
 
 func (e *joinedError) Unwrap() []error { return e.errs }
 
-// An unfitError is an archive that must not become a package: its modules would
-// not load. That is a failed build, however content dkms was.
-type unfitError struct{ error }
-
 // kept says that the build's package is there already, made from this archive
 // and still with the content that was written.
 func kept(doc *state.Document, b state.Build, o *options, version string) bool {
 	for _, d := range doc.Debs {
 		if d.Archive != b.ArchiveDigest || d.Kernel != b.Kernel || d.Module != b.Module ||
-			d.Version != version || filepath.Dir(d.Path) != o.outDir {
+			d.Version != version || filepath.Dir(d.Path) != o.outDir || !signedBy(b, o.sign.keyID()) {
 			continue
 		}
 		digest, err := state.FileDigest(d.Path)
 		return err == nil && digest == d.Digest
 	}
 	return false
+}
+
+// signedBy says that all modules of a build were signed with a key; "" stands for none.
+func signedBy(b state.Build, key string) bool {
+	return !slices.ContainsFunc(b.Modules, func(m state.Module) bool { return m.SigKey != key })
 }
 
 // dropOldDebs removes the records of packages whose build was since made again,
@@ -171,82 +246,34 @@ func readIfThere(dir, name string) ([]byte, error) {
 	return content, err
 }
 
-// makePackage checks one build's modules against the kernel and writes their
-// package. The document's build gets its modules, the document the package.
-func makePackage(ctx context.Context, s *cli.Session, o *options, b *state.Build, facts string, spec modpkg.Spec) (err error) {
-	digest, err := state.FileDigest(b.Archive)
-	if err != nil {
-		return fmt.Errorf("cannot read the archive of %s %s for %s: %w", b.Module, b.ModuleVersion, b.Kernel, err)
-	}
-	if b.ArchiveDigest != "" && digest != b.ArchiveDigest {
-		return fmt.Errorf("the archive %s is not the one that dkmsbuild recorded: run dkmsbuild on the document again", b.Archive)
-	}
-	dir, done, err := tempDir()
-	if err != nil {
+// makePackage writes the package of a member, and records it. What cannot be a
+// package makes the member unfit.
+func makePackage(s *cli.Session, o *options, set *set, m *member) error {
+	var err error
+	m.spec.Files, m.spec.Depends = m.files, set.relations(m)
+	if m.spec.Time, err = packageTime(m.spec, m.build.Archive); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, done()) }()
-	archives, err := dkms.Extract(ctx, b.Archive, dir, dkms.Limits{})
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
+	p, err := m.spec.Compose()
 	if err != nil {
-		return &unfitError{err}
-	}
-	i := slices.IndexFunc(archives, func(a dkms.Archive) bool { return a.Kernel == b.Kernel })
-	if i < 0 {
-		return &unfitError{fmt.Errorf("its archive holds modules for %s only", archives[0].Kernel)}
-	}
-	b.ArchiveDigest = digest
-	d, err := writePackage(o, b, archives[i], facts, spec)
-	if err != nil {
-		return err
-	}
-	d.Archive = digest
-	s.Doc.Debs = slices.DeleteFunc(s.Doc.Debs, func(old state.Deb) bool { return old.Path == d.Path })
-	s.Doc.Debs = append(s.Doc.Debs, d)
-	s.Msg.Info("%s", filepath.Base(d.Path))
-	return nil
-}
-
-// writePackage checks the modules of an archive and writes them as a package.
-func writePackage(o *options, b *state.Build, a dkms.Archive, factsDir string, spec modpkg.Spec) (d state.Deb, err error) {
-	facts, err := kernel.ReadFacts(factsDir)
-	if err != nil {
-		return d, fmt.Errorf("cannot check modules for %s: %w", b.Kernel, err)
-	}
-	b.Modules = nil
-	for _, file := range a.Files {
-		m, err := kernel.ReadModule(file)
-		if err != nil {
-			return d, &unfitError{err}
-		}
-		if err := facts.Check(m); err != nil {
-			return d, &unfitError{err}
-		}
-		b.Modules = append(b.Modules, state.Module{File: filepath.Base(file), Vermagic: strings.TrimSpace(m.Vermagic)})
-		spec.Licenses = append(spec.Licenses, m.License)
-	}
-	spec.Files = a.Files
-	if spec.Time, err = packageTime(spec, b.Archive); err != nil {
-		return d, err
-	}
-	p, err := spec.Compose()
-	if err != nil {
-		return d, &unfitError{err}
+		m.err = err
+		return nil
 	}
 	path := filepath.Join(o.outDir, deb.Filename(p.Control))
 	if err := os.MkdirAll(o.outDir, 0o755); err != nil {
-		return d, err
+		return err
 	}
 	size, digest, err := install(path, p)
 	if err != nil {
-		return d, err
+		return err
 	}
-	return state.Deb{
+	s.Doc.Debs = slices.DeleteFunc(s.Doc.Debs, func(old state.Deb) bool { return old.Path == path })
+	s.Doc.Debs = append(s.Doc.Debs, state.Deb{
 		Path: path, Digest: digest, Size: size, Name: p.Control.Get("Package"), Version: p.Control.Get("Version"),
-		Architecture: p.Control.Get("Architecture"), Module: b.Module, Kernel: b.Kernel,
-	}, nil
+		Architecture: p.Control.Get("Architecture"), Module: m.build.Module, Kernel: m.build.Kernel, Archive: m.build.ArchiveDigest,
+	})
+	s.Msg.Info("%s", filepath.Base(path))
+	return nil
 }
 
 // packageTime is the time of all files of a package: SOURCE_DATE_EPOCH, else
@@ -275,8 +302,8 @@ func packageTime(spec modpkg.Spec, archive string) (time.Time, error) {
 
 // extractOperands makes packages of the archives on the command line, and a
 // document that tells of them.
-func extractOperands(ctx context.Context, s *cli.Session, o *options) error {
-	facts, err := kernel.ReadFacts(o.headers)
+func extractOperands(ctx context.Context, s *cli.Session, o *options) (err error) {
+	set, err := readSet(o.headers)
 	if err != nil {
 		return fmt.Errorf("cannot use --headers %s: %w", o.headers, err)
 	}
@@ -286,61 +313,61 @@ func extractOperands(ctx context.Context, s *cli.Session, o *options) error {
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, done()) }()
 	var errs []error
 	for n, operand := range s.Operands {
 		if ctx.Err() != nil {
 			errs = append(errs, context.Cause(ctx))
 			break
 		}
-		to := filepath.Join(dir, strconv.Itoa(n))
-		if err := os.Mkdir(to, 0o700); err != nil {
-			errs = append(errs, err)
-			break
-		}
-		errs = append(errs, extractOperand(ctx, s, o, operand, to, facts))
+		members, err := unpackOperand(ctx, o, operand, filepath.Join(dir, strconv.Itoa(n)), set.facts)
+		set.members = append(set.members, members...)
+		errs = append(errs, err)
 	}
-	errs = append(errs, done())
+	set.infer()
+	set.judge()
+	errs = append(errs, writeSet(ctx, s, o, set))
+	for _, m := range set.members {
+		s.Doc.Builds = append(s.Doc.Builds, *m.build)
+	}
 	return joinLines(errs)
 }
 
-func extractOperand(ctx context.Context, s *cli.Session, o *options, operand, dir string, facts kernel.Facts) error {
+// unpackOperand unpacks an archive into dir: a build for each kernel and module in
+// it.
+func unpackOperand(ctx context.Context, o *options, operand, dir string, facts kernel.Facts) ([]*member, error) {
 	path, err := filepath.Abs(operand)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
 	}
 	archives, err := dkms.Extract(ctx, path, dir, dkms.Limits{})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	digest, err := state.FileDigest(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var members []*member
 	for _, a := range archives {
-		b := state.Build{Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Archive: path, ArchiveDigest: digest, Status: state.Built}
 		arch, ok := kernel.ArchOfKernel(a.Arch)
 		if !ok {
-			return fmt.Errorf("cannot use %s: unknown architecture %q", path, a.Arch)
+			return nil, fmt.Errorf("cannot use %s: unknown architecture %q", path, a.Arch)
 		}
-		d, err := writePackage(o, &b, a, o.headers, modpkg.Spec{
-			Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Modversions: facts.Modversions,
-			ModulesPrefix: "/lib/modules", Distribution: "debian", Architecture: arch.Debian, VersionSuffix: o.suffix, ImageDependency: o.image,
-		})
-		var unfit *unfitError
-		switch {
-		case errors.As(err, &unfit):
-			b.Status, b.Stage, b.Reason = state.Failed, "debextract", unfit.Error()
-			s.Msg.Warn("%s: %s", path, b.Reason)
-		case err != nil:
-			return err
-		default:
-			d.Archive = digest
-			s.Doc.Debs = append(s.Doc.Debs, d)
-			s.Msg.Info("%s", filepath.Base(d.Path))
+		m := &member{
+			build: &state.Build{Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Archive: path, ArchiveDigest: digest},
+			spec: modpkg.Spec{
+				Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Modversions: facts.Modversions,
+				ModulesPrefix: "/lib/modules", Distribution: "debian", Architecture: arch.Debian, VersionSuffix: o.suffix, ImageDependency: o.image,
+			},
 		}
-		s.Doc.Builds = append(s.Doc.Builds, b)
+		m.read(a.Files)
+		members = append(members, m)
 	}
-	return nil
+	return members, nil
 }
 
 // saveTreeLog saves what there is to know of a tree that could not be made.

@@ -31,13 +31,18 @@ by other content under the same name. The builds' logs are saved, too.
 
 With operands it works on these archives instead of a document: tarballs of dkms
 mktarball, packages of dkms mkbmdeb, driver disks of dkms mkdriverdisk for
-Ubuntu. Then --headers says which kernel to check against.`
+Ubuntu. Then --headers says which kernel to check against.
+
+With --sign-cert and either --sign-key or --sign-command the modules are signed. The
+command is given to sh -c with the path of a module behind it, and must append a
+signature to that file; DKMS2BIN_SIGN_HASH says by which hash.`
 
 type options struct {
 	outDir, logDir string
 	headers        string
 	suffix         string
 	image          string
+	sign           signing
 }
 
 var suffixPattern = regexp.MustCompile(`^[A-Za-z0-9.+~]*$`)
@@ -71,6 +76,9 @@ func (o *options) check(operands []string) error {
 		if info, err := os.Stat(o.headers); err != nil || !info.IsDir() {
 			return cli.Usagef("--headers %s: not a directory", o.headers)
 		}
+	}
+	if err := o.sign.open(); err != nil {
+		return err
 	}
 	for flag, dir := range map[string]string{"out-dir": o.outDir, "log-dir": o.logDir} {
 		if err := writable(dir); err != nil {
@@ -110,6 +118,7 @@ func main() {
 			fs.StringVar(&o.headers, "headers", "", "build `directory` of the kernel that the operands are for")
 			fs.StringVar(&o.image, "image-dependency", modpkg.ImageDependencies[0], "`relation` of the packages to that of their kernel: "+strings.Join(modpkg.ImageDependencies, ", "))
 			fs.StringVar(&o.suffix, "version-suffix", "", "`text` to append to the packages' versions, such as +site2")
+			o.sign.flags(fs)
 		},
 		Check:      o.check,
 		Standalone: func(operands []string) bool { return len(operands) > 0 },

@@ -43,7 +43,8 @@ type options struct {
 var keys = []string{
 	"auth-conf", "base", "build-package", "direct-repo-addr", "dkms", "dry-run", "grace-period", "headers", "http-proxy", "https-proxy",
 	"image-dependency", "index-description", "index-url", "keep", "keep-kernels", "keep-versions", "kernel-flavor", "kver",
-	"load-cert", "log-dir", "older-than", "out-dir", "release", "repo", "settings", "shell", "sign-with", "stale", "timeout",
+	"load-cert", "log-dir", "older-than", "out-dir", "release", "repo", "settings", "shell",
+	"sign-cert", "sign-command", "sign-key", "sign-passphrase-file", "sign-with", "stale", "timeout",
 	"verify", "version-suffix", "work-dir",
 }
 

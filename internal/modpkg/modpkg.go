@@ -39,6 +39,7 @@ type Spec struct {
 	Architecture    string    // as dpkg names it
 	VersionSuffix   string    // is appended to the version
 	ImageDependency string    // one of ImageDependencies; "" is the first
+	Depends         []string  // further packages that it depends on, as "zfs-modules-6.1.0-56-amd64 (= 2.1.11-1+6.1.192.2)"
 	Files           []string  // module files on this host
 	Licenses        []string  // that the modules declare
 	Copyright       []byte    // the -dkms package's, may be empty
@@ -187,11 +188,18 @@ func (s Spec) Compose() (p deb.Package, err error) {
 	add("Version", version)
 	add("Architecture", s.Architecture)
 	add("Maintainer", Maintainer)
+	depends, recommends := s.Depends, ""
 	switch s.ImageDependency {
 	case "", "depends":
-		add("Depends", s.image())
+		depends = append([]string{s.image()}, depends...)
 	case "recommends":
-		add("Recommends", s.image())
+		recommends = s.image()
+	}
+	if len(depends) > 0 {
+		add("Depends", strings.Join(depends, ", "))
+	}
+	if recommends != "" {
+		add("Recommends", recommends)
 	}
 	add("Provides", s.base()+" (= "+version+")")
 	if len(s.BuiltUsing) > 0 {
