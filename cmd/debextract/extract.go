@@ -22,7 +22,7 @@ import (
 // extract writes the packages of all builds that have none yet, and saves the
 // logs. It goes on after a package that cannot be written and then fails.
 func extract(ctx context.Context, s *cli.Session, o *options) error {
-	o.sign.warn(s.Msg)
+	o.sign.announce(s.Msg)
 	if len(s.Operands) > 0 {
 		return extractOperands(ctx, s, o)
 	}
@@ -34,7 +34,12 @@ func extract(ctx context.Context, s *cli.Session, o *options) error {
 			errs = append(errs, err)
 			break
 		}
-		errs = append(errs, extractFor(ctx, s, o, release))
+		err := extractFor(ctx, s, o, release)
+		var usage *cli.UsageError
+		if errors.As(err, &usage) {
+			return err // a document that cannot be worked on
+		}
+		errs = append(errs, err)
 	}
 	dropOldDebs(s.Doc)
 	errs = append(errs, saveLogs(s, o))

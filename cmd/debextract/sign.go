@@ -70,11 +70,12 @@ func (g *signing) passphrase() (string, error) {
 	return text, nil
 }
 
-// warn tells of a certificate that is out of date.
-func (g *signing) warn(msg *cli.Messenger) {
+// announce says by whom modules are signed, and whether the certificate is out of date.
+func (g *signing) announce(msg *cli.Messenger) {
 	if g.signer == nil {
 		return
 	}
+	msg.Info("modules are signed by %s, key %s", g.signer.Name(), g.signer.KeyID())
 	if text := g.signer.Warning(time.Now()); text != "" {
 		msg.Warn("%s", text)
 	}

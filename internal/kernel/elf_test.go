@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"slices"
+	"strings"
 	"testing"
 
 	"gotest.tools/v3/assert"
@@ -67,10 +68,7 @@ func (m testModule) build(t testing.TB) []byte {
 		header, entry = 64, 64
 	}
 
-	info := ""
-	for _, field := range m.info {
-		info += field + "\x00"
-	}
+	info := strings.Join(append(slices.Clone(m.info), ""), "\x00")
 	strtab := []byte{0}
 	symtab := make([]byte, elf.Sym64Size)
 	if !wide {

@@ -66,21 +66,22 @@ func (e *exportMarks) see(s symbol) {
 
 // exports puts together what the marks tell.
 func (o *object) exports(e *exportMarks) ([]Export, error) {
-	sections := map[elf.SectionIndex][]byte{}
-	at := func(s symbol) ([]byte, error) {
+	sections := map[elf.SectionIndex]string{} // the namespaces share their memory
+	at := func(s symbol) (string, error) {
 		if int(s.section) >= len(o.sections) {
-			return nil, fmt.Errorf("symbol %s: lies in section %d of %d", s.name, s.section, len(o.sections))
+			return "", fmt.Errorf("symbol %s: lies in section %d of %d", s.name, s.section, len(o.sections))
 		}
 		content, ok := sections[s.section]
 		if !ok {
-			var err error
-			if content, err = o.contents(&o.sections[s.section], maxTable); err != nil {
-				return nil, fmt.Errorf("section %s: %w", o.sections[s.section].name, err)
+			raw, err := o.contents(&o.sections[s.section], maxTable)
+			if err != nil {
+				return "", fmt.Errorf("section %s: %w", o.sections[s.section].name, err)
 			}
+			content = string(raw)
 			sections[s.section] = content
 		}
 		if s.value >= uint64(len(content)) {
-			return nil, fmt.Errorf("symbol %s: lies at %d of %d bytes", s.name, s.value, len(content))
+			return "", fmt.Errorf("symbol %s: lies at %d of %d bytes", s.name, s.value, len(content))
 		}
 		return content[s.value:], nil
 	}
@@ -107,14 +108,14 @@ func (o *object) exports(e *exportMarks) ([]Export, error) {
 			if len(raw) < 4 {
 				return nil, fmt.Errorf("symbol %s: less than 4 bytes", s.name)
 			}
-			x.CRC = o.order.Uint32(raw)
+			x.CRC = o.order.Uint32([]byte(raw[:4]))
 		}
 		if s, ok := e.space[name]; ok && s.section != elf.SHN_UNDEF {
 			raw, err := at(s)
 			if err != nil {
 				return nil, err
 			}
-			if x.Namespace, err = text(string(raw[:min(len(raw), maxName+1)]), 0); err != nil {
+			if x.Namespace, err = text(raw, 0); err != nil {
 				return nil, fmt.Errorf("namespace of symbol %s: %w", name, err)
 			}
 		}

@@ -65,6 +65,10 @@ func (t *Target) Check(m Module) (Checked, error) {
 		return c, fmt.Errorf("module %s %w", file, err)
 	}
 	gpl := gplCompatible(m.License)
+	imported := map[string]bool{}
+	for _, namespace := range m.Namespaces {
+		imported[namespace] = true
+	}
 	var gplOnly, tainted string // a symbol of either kind
 	for _, i := range m.Imports {
 		name := symbolName(m.Machine, i.Symbol)
@@ -75,7 +79,7 @@ func (t *Target) Check(m Module) (Checked, error) {
 		case !found:
 			return c, t.missing(m, name)
 		}
-		if err := t.fits(m, x, gpl); err != nil {
+		if err := t.fits(m, x, gpl, imported[x.Namespace]); err != nil {
 			return c, fmt.Errorf("module %s %w", file, err)
 		}
 		c.add(m, x, t.Facts.Modversions)
@@ -153,7 +157,7 @@ func (t *Target) checkLayout(m Module) error {
 }
 
 // fits says why a module cannot use an export.
-func (t *Target) fits(m Module, x Export, gpl bool) error {
+func (t *Target) fits(m Module, x Export, gpl, imported bool) error {
 	if x.GPL && !gpl {
 		return fmt.Errorf("has the license %.80q, and needs the symbol %s, which %s exports to modules under the GPL only",
 			m.License, printable(x.Symbol), t.owner(x))
@@ -161,7 +165,7 @@ func (t *Target) fits(m Module, x Export, gpl bool) error {
 	if err := t.sameCRC(m, x); err != nil {
 		return err
 	}
-	if x.Namespace == "" || t.Facts.LaxNamespaces || slices.Contains(m.Namespaces, x.Namespace) || namedFor(x.Namespace, m.Name) {
+	if x.Namespace == "" || t.Facts.LaxNamespaces || imported || namedFor(x.Namespace, m.Name) {
 		return nil
 	}
 	if only, ok := strings.CutPrefix(x.Namespace, moduleNamespace); ok {

@@ -179,6 +179,33 @@ func TestSymbolBombs(t *testing.T) {
 	assert.ErrorContains(t, err, "1048577 symbols, where at most 1048576 are allowed")
 }
 
+// TestExportBombs reads a module that imports as many namespaces as fit, has half a million exports, all in
+// the same few bytes, and names of CRCs that go on for ever.
+func TestExportBombs(t *testing.T) {
+	t.Parallel()
+	m := exporting(t, "amd64", "6.1")
+	for i := range 60_000 {
+		m.info = append(m.info, fmt.Sprintf("import_ns=%d", i))
+	}
+	space := strings.Repeat("n", maxName-1) + "\x00"
+	m.more = append(m.more, testSection{"__ksymtab_more", []byte(space)}, versionsOf(t, "amd64", "fixed", "module_layout", 1)[0])
+	for i := range 250_000 {
+		name := fmt.Sprint(i)
+		m.marks = append(m.marks, testMark{"__kstrtab_" + name, "__ksymtab_more", 0}, testMark{"__kstrtabns_" + name, "__ksymtab_more", uint64(i % 900)})
+		m.imports = append(m.imports, "spaced")
+	}
+	path := writeFile(t, "x.ko", m.build(t))
+	start := time.Now()
+	got, err := ReadModule(path)
+	assert.NilError(t, err)
+	assert.Equal(t, len(got.Exports), 250_003)
+	target := testTarget(t)
+	delete(target.Symvers, "free")
+	_, err = target.Check(got)
+	assert.ErrorContains(t, err, "needs the symbol spaced of the namespace MY_NS")
+	assert.Assert(t, time.Since(start) < 20*time.Second)
+}
+
 // bigModule needs a thousand symbols of a kernel with 25,000 exports.
 func bigModule(t testing.TB) (string, Target) {
 	t.Helper()

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 )
@@ -150,13 +149,14 @@ func (m *Module) readInfo(o *object) error {
 	if err != nil {
 		return fmt.Errorf("section .modinfo: %w", err)
 	}
-	info := map[string]string{}
+	info, imported := map[string]string{}, map[string]bool{}
 	for field := range strings.SplitSeq(string(raw), "\x00") {
 		key, value, ok := strings.Cut(field, "=")
 		if _, seen := info[key]; ok && !seen {
 			info[key] = value
 		}
-		if ok && key == "import_ns" && !slices.Contains(m.Namespaces, value) {
+		if ok && key == "import_ns" && !imported[value] {
+			imported[value] = true
 			m.Namespaces = append(m.Namespaces, value)
 		}
 	}

@@ -102,7 +102,7 @@ func (o *object) chainedVersions(raw []byte) (map[string]uint32, bool) {
 		if next == 0 {
 			break
 		}
-		if next < head || next > uint64(len(raw)) {
+		if next < head || next > uint64(len(raw)) || len(versions) > maxSymbols {
 			return nil, false
 		}
 		name, _, ok := strings.Cut(string(raw[head:next]), "\x00")

@@ -103,14 +103,15 @@ func (s *Signer) tryKey(ctx context.Context, cert string) error {
 func (s *Signer) Warning(now time.Time) string {
 	switch {
 	case now.After(s.cert.NotAfter):
-		return fmt.Sprintf("the certificate of %s for signing modules has expired on %s", s.name(), s.cert.NotAfter.UTC().Format(time.DateOnly))
+		return fmt.Sprintf("the certificate of %s for signing modules has expired on %s", s.Name(), s.cert.NotAfter.UTC().Format(time.DateOnly))
 	case now.Before(s.cert.NotBefore):
-		return fmt.Sprintf("the certificate of %s for signing modules is valid from %s on", s.name(), s.cert.NotBefore.UTC().Format(time.DateOnly))
+		return fmt.Sprintf("the certificate of %s for signing modules is valid from %s on", s.Name(), s.cert.NotBefore.UTC().Format(time.DateOnly))
 	}
 	return ""
 }
 
-func (s *Signer) name() string {
+// Name is who issued the certificate, as modinfo(8) prints it: the common name, or all of the name.
+func (s *Signer) Name() string {
 	if cn := s.cert.Issuer.CommonName; cn != "" {
 		return cn
 	}
@@ -236,7 +237,7 @@ func (s *Signer) verify(ctx context.Context, path string, before []byte) (Signat
 		return Signature{}, err
 	}
 	hash, err := digestOf(pkcs7)
-	return Signature{Signer: s.name(), Key: s.KeyID(), Hash: hash}, err
+	return Signature{Signer: s.Name(), Key: s.KeyID(), Hash: hash}, err
 }
 
 var digests = map[string]string{
