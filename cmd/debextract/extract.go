@@ -22,6 +22,7 @@ import (
 // extract writes the packages of all builds that have none yet, and saves the
 // logs. It goes on after a package that cannot be written and then fails.
 func extract(ctx context.Context, s *cli.Session, o *options) (err error) {
+	o.sign.announce(s.Msg)
 	if len(s.Operands) > 0 {
 		return extractOperands(ctx, s, o)
 	}
@@ -33,74 +34,142 @@ func extract(ctx context.Context, s *cli.Session, o *options) (err error) {
 	}
 	defer func() { err = errors.Join(err, done()) }()
 	var errs []error
-	for i := range s.Doc.Builds {
+	for _, release := range kernelsOf(s.Doc.Builds) {
 		if err := context.Cause(ctx); err != nil {
 			errs = append(errs, err)
 			break
 		}
-		b := &s.Doc.Builds[i]
-		if b.Status != state.Built && (b.Status != state.Failed || b.Stage != "debextract") {
-			continue
+		err := extractFor(ctx, s, o, ships, release)
+		var usage *cli.UsageError
+		if errors.As(err, &usage) {
+			return err // a document that cannot be worked on
 		}
-		k, p := s.Doc.Kernel(b.Kernel), s.Doc.Package(b.Package)
-		if k == nil || p == nil || s.Doc.Tree == nil {
-			return cli.Usagef("the document has a build of %s for %s, but not its package and kernel", b.Module, b.Kernel)
-		}
-		if b.PackageVersion != p.Version {
-			errs = append(errs, diag.WithHint(fmt.Errorf("%s %s for %s was built from %s %s, and the document has %s by now",
-				b.Module, b.ModuleVersion, b.Kernel, p.Name, b.PackageVersion, p.Version), "run dkmsbuild on the document for that kernel"))
-			continue
-		}
-		spec := kernelSpec(s.Doc, o, k)
-		spec.Module, spec.ModuleVersion = b.Module, b.ModuleVersion
-		spec.Source, spec.SourceVersion, spec.Time = p.Name, p.Version, p.Date
-		for _, source := range []string{p.Source, k.Source} {
-			if source != "" {
-				spec.BuiltUsing = append(spec.BuiltUsing, source)
-			}
-		}
-		if p.Kind == state.KindSource {
-			spec.Source, spec.SourceVersion = "", ""
-		}
-		if kept(s.Doc, *b, o, spec.Version()) {
-			continue
-		}
-		if err := treeIsThere(s.Doc.Tree); err != nil {
-			return err
-		}
-		if err := ships.complete(&spec, p, k); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		var err error
-		if spec.Copyright, err = readIfThere(p.Doc, "copyright"); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if spec.License, err = readIfThere(p.Doc, "license"); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if spec.Changelog, err = readIfThere(p.Doc, "changelog"); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		err = makePackage(ctx, s, o, b, k.Facts, spec)
-		var unfit *unfitError
-		switch {
-		case errors.As(err, &unfit):
-			b.Status, b.Stage, b.Reason = state.Failed, "debextract", unfit.Error()
-			s.Msg.Warn("%s: cannot build %s %s for %s: %s", b.Package, b.Module, b.ModuleVersion, b.Kernel, b.Reason)
-		case err != nil:
-			errs = append(errs, err)
-		default:
-			b.Status, b.Stage, b.Reason = state.Built, "", ""
-		}
+		errs = append(errs, err)
 	}
 	dropOldDebs(s.Doc)
 	errs = append(errs, ships.write(s), ships.writeSets(s), saveLogs(s, o))
 	return joinLines(errs)
 }
+
+// kernelsOf lists the kernels of builds, each once.
+func kernelsOf(builds []state.Build) []string {
+	var releases []string
+	for _, b := range builds {
+		if !slices.Contains(releases, b.Kernel) {
+			releases = append(releases, b.Kernel)
+		}
+	}
+	return releases
+}
+
+// extractFor writes the packages of one kernel.
+func extractFor(ctx context.Context, s *cli.Session, o *options, ships *shipments, release string) (err error) {
+	candidates, stale, err := candidatesFor(s.Doc, o, ships, release)
+	if err != nil || !slices.ContainsFunc(candidates, func(m *candidate) bool { return !m.kept }) {
+		return joinLines(append(stale, err))
+	}
+	batch, err := readBatch(s.Doc.Kernel(release).Facts)
+	if err != nil {
+		return fmt.Errorf("cannot check modules for %s: %w", release, err)
+	}
+	dir, done, err := tempDir()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	batch.candidates = candidates
+	if err := batch.unpackAll(ctx, dir); err != nil {
+		return joinLines(append(stale, err))
+	}
+	batch.judge()
+	return joinLines(append(stale, writeBatch(ctx, s, o, batch)))
+}
+
+// candidatesFor lists the builds of which packages are to be made, and those whose
+// packages are there. Builds of packages that have changed since are errors.
+func candidatesFor(doc *state.Document, o *options, ships *shipments, release string) (candidates []*candidate, stale []error, err error) {
+	for i := range doc.Builds {
+		b := &doc.Builds[i]
+		if b.Kernel != release || b.Status != state.Built && (b.Status != state.Failed || b.Stage != "debextract") {
+			continue
+		}
+		k, p := doc.Kernel(b.Kernel), doc.Package(b.Package)
+		if k == nil || p == nil || doc.Tree == nil {
+			return nil, nil, cli.Usagef("the document has a build of %s for %s, but not its package and kernel", b.Module, b.Kernel)
+		}
+		if b.PackageVersion != p.Version {
+			stale = append(stale, diag.WithHint(fmt.Errorf("%s %s for %s was built from %s %s, and the document has %s by now",
+				b.Module, b.ModuleVersion, b.Kernel, p.Name, b.PackageVersion, p.Version), "run dkmsbuild on the document for that kernel"))
+			continue
+		}
+		m := &candidate{build: b, spec: specOf(doc, o, k, *p, *b)}
+		if m.kept = kept(doc, *b, o, m.spec.Version()); !m.kept {
+			var err error
+			if err := treeIsThere(doc.Tree); err != nil {
+				return nil, nil, err
+			}
+			if err = errors.Join(ships.complete(&m.spec, p, k), readDocs(&m.spec, p.Doc)); err != nil {
+				stale = append(stale, err)
+				continue
+			}
+		}
+		candidates = append(candidates, m)
+	}
+	return candidates, stale, nil
+}
+
+// specOf says what the document has for the package of a build.
+func specOf(doc *state.Document, o *options, k *state.Kernel, p state.Package, b state.Build) modpkg.Spec {
+	spec := kernelSpec(doc, o, k)
+	spec.Module, spec.ModuleVersion = b.Module, b.ModuleVersion
+	spec.Source, spec.SourceVersion, spec.Time = p.Name, p.Version, p.Date
+	for _, source := range []string{p.Source, k.Source} {
+		if source != "" {
+			spec.BuiltUsing = append(spec.BuiltUsing, source)
+		}
+	}
+	if p.Kind == state.KindSource {
+		spec.Source, spec.SourceVersion = "", ""
+	}
+	return spec
+}
+
+// writeBatch writes the packages of a batch, and records what was found of all candidates.
+// It goes on after a package that cannot be written.
+func writeBatch(ctx context.Context, s *cli.Session, o *options, batch *batch) error {
+	var errs []error
+	for _, m := range batch.candidates {
+		if ctx.Err() != nil {
+			errs = append(errs, context.Cause(ctx))
+			break
+		}
+		if m.err == nil && !m.kept {
+			if err := batch.finish(ctx, m, o.sign.signer); err != nil {
+				return joinLines(append(errs, err)) // a tool or the key; the others would fail alike
+			}
+			if err := makePackage(s, o, batch, m); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		b := m.build
+		if m.err != nil {
+			b.Status, b.Stage, b.Reason, b.Hint = state.Failed, "debextract", oneLine(m.err), diag.Hint(m.err)
+			s.Msg.Warn("%s: cannot build %s %s for %s: %s", m.name(), b.Module, b.ModuleVersion, b.Kernel, b.Reason)
+			if b.Hint != "" {
+				s.Msg.Hint("%s", b.Hint)
+			}
+		} else {
+			b.Status, b.Stage, b.Reason, b.Hint = state.Built, "", "", ""
+		}
+		if !m.kept || m.err != nil {
+			batch.record(m)
+		}
+	}
+	return joinLines(errs)
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // treeIsThere is for documents from which packages are still to be made.
 func treeIsThere(tree *state.Tree) error {
@@ -110,6 +179,10 @@ func treeIsThere(tree *state.Tree) error {
 	}
 	return nil
 }
+
+// An unfitError is what must not become a package. That is a failed build, however
+// content dkms was.
+type unfitError struct{ error }
 
 // joinLines joins errors into one of one line.
 func joinLines(errs []error) error {
@@ -135,22 +208,23 @@ func (e *joinedError) Error() string {
 
 func (e *joinedError) Unwrap() []error { return e.errs }
 
-// An unfitError is an archive that must not become a package: its modules would
-// not load. That is a failed build, however content dkms was.
-type unfitError struct{ error }
-
 // kept says that the build's package is there already, made from this archive
 // with these flags, and still with the content that was written.
 func kept(doc *state.Document, b state.Build, o *options, version string) bool {
 	for _, d := range doc.Debs {
 		if d.Archive != b.ArchiveDigest || d.Kernel != b.Kernel || d.Module != b.Module ||
-			d.Version != version || filepath.Dir(d.Path) != o.outDir || !slices.Equal(d.Options, o.forModules()) {
+			d.Version != version || filepath.Dir(d.Path) != o.outDir || !slices.Equal(d.Options, o.forModules()) || !signedBy(b, o.sign.keyID()) {
 			continue
 		}
 		digest, err := state.FileDigest(d.Path)
 		return err == nil && digest == d.Digest
 	}
 	return false
+}
+
+// signedBy says that all modules of a build were signed with a key; "" stands for none.
+func signedBy(b state.Build, key string) bool {
+	return !slices.ContainsFunc(b.Modules, func(m state.Module) bool { return m.SigKey != key })
 }
 
 // dropOldDebs removes the records of packages whose build was since made again,
@@ -161,6 +235,16 @@ func dropOldDebs(doc *state.Document) {
 			return b.Status == state.Built && b.Module == d.Module && b.Kernel == d.Kernel && b.ArchiveDigest == d.Archive
 		})
 	})
+}
+
+// readDocs reads what a DKMS package says of rights and changes.
+func readDocs(spec *modpkg.Spec, dir string) (err error) {
+	for name, to := range map[string]*[]byte{"copyright": &spec.Copyright, "license": &spec.License, "changelog": &spec.Changelog} {
+		if *to, err = readIfThere(dir, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func readIfThere(dir, name string) ([]byte, error) {
@@ -174,75 +258,35 @@ func readIfThere(dir, name string) ([]byte, error) {
 	return content, err
 }
 
-// makePackage checks one build's modules against the kernel and writes their
-// package. The document's build gets its modules, the document the package.
-func makePackage(ctx context.Context, s *cli.Session, o *options, b *state.Build, facts string, spec modpkg.Spec) (err error) {
-	digest, err := state.FileDigest(b.Archive)
-	if err != nil {
-		return fmt.Errorf("cannot read the archive of %s %s for %s: %w", b.Module, b.ModuleVersion, b.Kernel, err)
+// makePackage writes the package of a candidate, and records it. What cannot be a
+// package makes the candidate unfit.
+func makePackage(s *cli.Session, o *options, batch *batch, m *candidate) error {
+	var err error
+	m.spec.Files, m.spec.Depends = m.files, batch.relations(m)
+	if m.spec.Time, err = packageTime(m.spec, m.build.Archive); err != nil {
+		return err
 	}
-	if b.ArchiveDigest != "" && digest != b.ArchiveDigest {
-		return fmt.Errorf("the archive %s is not the one that dkmsbuild recorded: run dkmsbuild on the document again", b.Archive)
+	if m.spec.Origin.Compiler, err = compilers(m.modules); err != nil {
+		m.err = err
+		return nil
 	}
-	dir, done, err := tempDir()
+	d, err := write(o, m.spec.Origin, func(origin modpkg.Origin) (deb.Package, error) {
+		m.spec.Origin = origin
+		return m.spec.Compose()
+	})
+	var unfit *unfitError
+	if errors.As(err, &unfit) {
+		m.err = err
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, done()) }()
-	archives, err := dkms.Extract(ctx, b.Archive, dir, dkms.Limits{})
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err != nil {
-		return &unfitError{err}
-	}
-	i := slices.IndexFunc(archives, func(a dkms.Archive) bool { return a.Kernel == b.Kernel })
-	if i < 0 {
-		return &unfitError{fmt.Errorf("its archive holds modules for %s only", archives[0].Kernel)}
-	}
-	b.ArchiveDigest = digest
-	d, err := writePackage(o, b, archives[i], facts, spec)
-	if err != nil {
-		return err
-	}
-	d.Archive = digest
+	d.Module, d.Kernel, d.Options, d.Archive = m.build.Module, m.build.Kernel, o.forModules(), m.build.ArchiveDigest
 	s.Doc.Debs = slices.DeleteFunc(s.Doc.Debs, func(old state.Deb) bool { return old.Path == d.Path })
 	s.Doc.Debs = append(s.Doc.Debs, d)
 	s.Msg.Info("%s", filepath.Base(d.Path))
 	return nil
-}
-
-// writePackage checks the modules of an archive and writes them as a package.
-func writePackage(o *options, b *state.Build, a dkms.Archive, factsDir string, spec modpkg.Spec) (d state.Deb, err error) {
-	facts, err := kernel.ReadFacts(factsDir)
-	if err != nil {
-		return d, fmt.Errorf("cannot check modules for %s: %w", b.Kernel, err)
-	}
-	b.Modules = nil
-	for _, file := range a.Files {
-		m, err := kernel.ReadModule(file)
-		if err != nil {
-			return d, &unfitError{err}
-		}
-		if err := facts.Check(m); err != nil {
-			return d, &unfitError{err}
-		}
-		b.Modules = append(b.Modules, state.Module{File: filepath.Base(file), Vermagic: strings.TrimSpace(m.Vermagic)})
-		spec.Licenses = append(spec.Licenses, m.License)
-	}
-	spec.Files = a.Files
-	if spec.Time, err = packageTime(spec, b.Archive); err != nil {
-		return d, err
-	}
-	if spec.Origin.Compiler, err = compilers(a.Files); err != nil {
-		return d, &unfitError{err}
-	}
-	d, err = write(o, spec.Origin, func(origin modpkg.Origin) (deb.Package, error) {
-		spec.Origin = origin
-		return spec.Compose()
-	})
-	d.Module, d.Kernel, d.Options = b.Module, b.Kernel, o.forModules()
-	return d, err
 }
 
 // packageTime is the time of all files of a package: SOURCE_DATE_EPOCH, else
@@ -267,8 +311,8 @@ func packageTime(spec modpkg.Spec, archive string) (time.Time, error) {
 
 // extractOperands makes packages of the archives on the command line, and a
 // document that tells of them.
-func extractOperands(ctx context.Context, s *cli.Session, o *options) error {
-	facts, err := kernel.ReadFacts(o.headers)
+func extractOperands(ctx context.Context, s *cli.Session, o *options) (err error) {
+	batch, err := readBatch(o.headers)
 	if err != nil {
 		return fmt.Errorf("cannot use --headers %s: %w", o.headers, err)
 	}
@@ -278,62 +322,62 @@ func extractOperands(ctx context.Context, s *cli.Session, o *options) error {
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, done()) }()
 	var errs []error
 	for n, operand := range s.Operands {
 		if ctx.Err() != nil {
 			errs = append(errs, context.Cause(ctx))
 			break
 		}
-		to := filepath.Join(dir, strconv.Itoa(n))
-		if err := os.Mkdir(to, 0o700); err != nil {
-			errs = append(errs, err)
-			break
-		}
-		errs = append(errs, extractOperand(ctx, s, o, operand, to, facts))
+		candidates, err := unpackOperand(ctx, o, operand, filepath.Join(dir, strconv.Itoa(n)), batch.facts)
+		batch.candidates = append(batch.candidates, candidates...)
+		errs = append(errs, err)
 	}
-	errs = append(errs, done())
+	batch.infer()
+	batch.judge()
+	errs = append(errs, writeBatch(ctx, s, o, batch))
+	for _, m := range batch.candidates {
+		s.Doc.Builds = append(s.Doc.Builds, *m.build)
+	}
 	return joinLines(errs)
 }
 
-func extractOperand(ctx context.Context, s *cli.Session, o *options, operand, dir string, facts kernel.Facts) error {
+// unpackOperand unpacks an archive into dir: a build for each kernel and module in
+// it.
+func unpackOperand(ctx context.Context, o *options, operand, dir string, facts kernel.Facts) ([]*candidate, error) {
 	path, err := filepath.Abs(operand)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
 	}
 	archives, err := dkms.Extract(ctx, path, dir, dkms.Limits{})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	digest, err := state.FileDigest(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var candidates []*candidate
 	for _, a := range archives {
-		b := state.Build{Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Archive: path, ArchiveDigest: digest, Status: state.Built}
 		arch, ok := kernel.ArchOfKernel(a.Arch)
 		if !ok {
-			return fmt.Errorf("cannot use %s: unknown architecture %q", path, a.Arch)
+			return nil, fmt.Errorf("cannot use %s: unknown architecture %q", path, a.Arch)
 		}
-		d, err := writePackage(o, &b, a, o.headers, modpkg.Spec{
-			Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Modversions: facts.Modversions,
-			ModulesPrefix: "/lib/modules", Distribution: "debian", Architecture: arch.Debian, VersionSuffix: o.suffix, ImageDependency: o.image,
-			Initramfs: o.initramfs, Origin: modpkg.Origin{Program: program()},
-		})
-		var unfit *unfitError
-		switch {
-		case errors.As(err, &unfit):
-			b.Status, b.Stage, b.Reason = state.Failed, "debextract", unfit.Error()
-			s.Msg.Warn("%s: %s", path, b.Reason)
-		case err != nil:
-			return err
-		default:
-			d.Archive = digest
-			s.Doc.Debs = append(s.Doc.Debs, d)
-			s.Msg.Info("%s", filepath.Base(d.Path))
+		m := &candidate{
+			build: &state.Build{Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Archive: path, ArchiveDigest: digest},
+			spec: modpkg.Spec{
+				Module: a.Module, ModuleVersion: a.Version, Kernel: a.Kernel, Modversions: facts.Modversions,
+				ModulesPrefix: "/lib/modules", Distribution: "debian", Architecture: arch.Debian, VersionSuffix: o.suffix, ImageDependency: o.image,
+				Initramfs: o.initramfs, Origin: modpkg.Origin{Program: program()},
+			},
 		}
-		s.Doc.Builds = append(s.Doc.Builds, b)
+		m.read(a.Files)
+		candidates = append(candidates, m)
 	}
-	return nil
+	return candidates, nil
 }
 
 // saveTreeLog saves what there is to know of a tree that could not be made.

@@ -35,7 +35,11 @@ depend.
 
 With operands it works on these archives instead of a document: tarballs of dkms
 mktarball, packages of dkms mkbmdeb, driver disks of dkms mkdriverdisk for
-Ubuntu. Then --headers says which kernel to check against.`
+Ubuntu. Then --headers says which kernel to check against.
+
+With --sign-cert and either --sign-key or --sign-command the modules are signed. The
+command is given to sh -c with the path of a module behind it, and must append a
+signature to that file; DKMS2BIN_SIGN_HASH says by which hash.`
 
 type options struct {
 	outDir, logDir string
@@ -45,6 +49,7 @@ type options struct {
 	set            string
 	initramfs      bool
 	provideDKMS    bool
+	sign           signing
 }
 
 var suffixPattern = regexp.MustCompile(`^[A-Za-z0-9.+~]*$`)
@@ -86,6 +91,9 @@ func (o *options) check(operands []string) error {
 		if info, err := os.Stat(o.headers); err != nil || !info.IsDir() {
 			return cli.Usagef("--headers %s: not a directory", o.headers)
 		}
+	}
+	if err := o.sign.open(); err != nil {
+		return err
 	}
 	for flag, dir := range map[string]string{"out-dir": o.outDir, "log-dir": o.logDir} {
 		if err := writable(dir); err != nil {
@@ -144,6 +152,7 @@ func main() {
 			fs.BoolVar(&o.provideDKMS, "provide-dkms", false, "have the packages stand in for the DKMS packages, so that what depends on these can be installed")
 			fs.StringVar(&o.set, "set", "", "write a metapackage `NAME`-FLAVOUR of the newest kernel for which all modules were built")
 			fs.StringVar(&o.suffix, "version-suffix", "", "`text` to append to the packages' versions, such as +site2")
+			o.sign.flags(fs)
 		},
 		Check:      o.check,
 		Standalone: func(operands []string) bool { return len(operands) > 0 },

@@ -42,12 +42,12 @@ func recorded(o modpkg.Origin) *state.Origin {
 }
 
 // compilers are those that built the modules, as they call themselves there.
-func compilers(files []string) (string, error) {
+func compilers(modules []kernel.Module) (string, error) {
 	var list []string
-	for _, file := range files {
-		name, err := kernel.Compiler(file)
+	for _, m := range modules {
+		name, err := kernel.Compiler(m.Path)
 		if err != nil {
-			return "", fmt.Errorf("cannot see what compiled %s: %w", filepath.Base(file), err)
+			return "", fmt.Errorf("cannot see what compiled %s: %w", filepath.Base(m.Path), err)
 		}
 		if name != "" {
 			list = append(list, name)

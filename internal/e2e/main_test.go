@@ -252,7 +252,10 @@ func (c command) run(t *testing.T) result {
 }
 
 func (c command) command(ctx context.Context) *exec.Cmd {
-	path := filepath.Join(bin, c.name)
+	path := c.name
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(bin, c.name)
+	}
 	if _, err := os.Stat(path); err != nil {
 		path = filepath.Join(scripts, c.name)
 	}

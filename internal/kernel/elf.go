@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 )
 
 // Bounds on what is read from an ELF file, far above anything real: the largest module of a
@@ -16,6 +18,7 @@ const (
 	maxTable    = 64 << 20 // bytes of a symbol or string table
 	maxInfo     = 1 << 20  // bytes of .modinfo
 	maxName     = 1024     // bytes of a symbol or section name
+	maxSymbols  = 1 << 20
 )
 
 // An object is a relocatable ELF file. It is read here and not through debug/elf, which would inflate
@@ -128,8 +131,9 @@ func (o *object) readSections(tableAt, entSize, count, nameIndex uint64) error {
 	if err != nil {
 		return fmt.Errorf("section names: %w", err)
 	}
+	all := string(table)
 	for i := range o.sections {
-		if o.sections[i].name, err = text(table, names[i]); err != nil {
+		if o.sections[i].name, err = text(all, names[i]); err != nil {
 			return fmt.Errorf("name of section %d: %w", i, err)
 		}
 	}
@@ -176,6 +180,13 @@ func (o *object) section(name string) *section {
 	return nil
 }
 
+// debug says whether there is what strip --strip-debug takes away.
+func (o *object) debug() bool {
+	return slices.ContainsFunc(o.sections, func(s section) bool {
+		return strings.HasPrefix(s.name, ".debug") || strings.HasPrefix(s.name, ".zdebug") || strings.HasPrefix(s.name, ".stab")
+	})
+}
+
 // contents reads a section of at most limit bytes.
 func (o *object) contents(s *section, limit uint64) ([]byte, error) {
 	switch {
@@ -211,15 +222,17 @@ func (o *object) read(offset uint64, header any) error {
 	return binary.Read(bytes.NewReader(raw), o.order, header)
 }
 
-// A symbol is one entry of the symbol table.
+// A symbol is one named entry of the symbol table.
 type symbol struct {
 	name    string
-	defined bool
-	weak    bool
+	bind    elf.SymBind
+	section elf.SectionIndex
+	value   uint64
 }
 
-// symbols returns the named global and weak symbols.
-func (o *object) symbols() ([]symbol, error) {
+// symbols calls use for each named symbol, in the order of the table. The names share the memory of
+// the string table, so that a table of many overlapping names costs no more than a file of its size.
+func (o *object) symbols(use func(symbol)) error {
 	var table *section
 	for i := range o.sections {
 		if o.sections[i].typ == elf.SHT_SYMTAB {
@@ -228,50 +241,58 @@ func (o *object) symbols() ([]symbol, error) {
 		}
 	}
 	if table == nil {
-		return nil, errors.New("no symbol table")
+		return errors.New("no symbol table")
 	}
 	if uint64(table.link) >= uint64(len(o.sections)) {
-		return nil, fmt.Errorf("symbol table: names in section %d of %d", table.link, len(o.sections))
+		return fmt.Errorf("symbol table: names in section %d of %d", table.link, len(o.sections))
 	}
 	raw, err := o.contents(table, maxTable)
 	if err != nil {
-		return nil, fmt.Errorf("symbol table: %w", err)
+		return fmt.Errorf("symbol table: %w", err)
 	}
 	names, err := o.contents(&o.sections[table.link], maxTable)
 	if err != nil {
-		return nil, fmt.Errorf("symbol names: %w", err)
+		return fmt.Errorf("symbol names: %w", err)
 	}
-	entry, infoAt, sectionAt := elf.Sym64Size, 4, 6
+	entry, infoAt, sectionAt, valueAt := elf.Sym64Size, 4, 6, 8
 	if o.class == elf.ELFCLASS32 {
-		entry, infoAt, sectionAt = elf.Sym32Size, 12, 14
+		entry, infoAt, sectionAt, valueAt = elf.Sym32Size, 12, 14, 4
 	}
 	if len(raw)%entry != 0 {
-		return nil, fmt.Errorf("symbol table: %d bytes, not a multiple of %d", len(raw), entry)
+		return fmt.Errorf("symbol table: %d bytes, not a multiple of %d", len(raw), entry)
 	}
-	var list []symbol
+	if count := len(raw) / entry; count > maxSymbols {
+		return fmt.Errorf("symbol table: %d symbols, where at most %d are allowed", count, maxSymbols)
+	}
+	all := string(names)
 	for at := entry; at < len(raw); at += entry { // the first entry is empty
-		bind := elf.ST_BIND(raw[at+infoAt])
-		if bind != elf.STB_GLOBAL && bind != elf.STB_WEAK {
-			continue
-		}
-		name, err := text(names, o.order.Uint32(raw[at:]))
+		name, err := text(all, o.order.Uint32(raw[at:]))
 		if err != nil {
-			return nil, fmt.Errorf("name of symbol %d: %w", at/entry, err)
+			return fmt.Errorf("name of symbol %d: %w", at/entry, err)
 		}
 		if name == "" {
 			continue
 		}
-		list = append(list, symbol{
+		use(symbol{
 			name:    name,
-			defined: elf.SectionIndex(o.order.Uint16(raw[at+sectionAt:])) != elf.SHN_UNDEF,
-			weak:    bind == elf.STB_WEAK,
+			bind:    elf.ST_BIND(raw[at+infoAt]),
+			section: elf.SectionIndex(o.order.Uint16(raw[at+sectionAt:])),
+			value:   o.word(raw[at+valueAt:]),
 		})
 	}
-	return list, nil
+	return nil
+}
+
+// word reads an address of the file's class.
+func (o *object) word(raw []byte) uint64 {
+	if o.class == elf.ELFCLASS32 {
+		return uint64(o.order.Uint32(raw))
+	}
+	return o.order.Uint64(raw)
 }
 
 // text returns the string at an offset of a string table.
-func text(table []byte, at uint32) (string, error) {
+func text(table string, at uint32) (string, error) {
 	if uint64(at) >= uint64(len(table)) {
 		if at == 0 {
 			return "", nil
@@ -279,9 +300,9 @@ func text(table []byte, at uint32) (string, error) {
 		return "", fmt.Errorf("lies at %d of %d bytes", at, len(table))
 	}
 	rest := table[at:]
-	end := bytes.IndexByte(rest[:min(len(rest), maxName+1)], 0)
+	end := strings.IndexByte(rest[:min(len(rest), maxName+1)], 0)
 	if end < 0 {
 		return "", errors.New("does not end, or is too long")
 	}
-	return string(rest[:end]), nil
+	return rest[:end], nil
 }

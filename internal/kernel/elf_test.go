@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"slices"
+	"strings"
 	"testing"
 
 	"gotest.tools/v3/assert"
@@ -16,6 +18,27 @@ type testModule struct {
 	imports []string
 	weak    []string
 	exports []string
+
+	more  []testSection // further sections
+	marks []testMark    // local symbols in these
+}
+
+type testSection struct {
+	name string
+	data []byte
+}
+
+type testMark struct {
+	name, section string // a section of testModule.more, or "ABS"
+	value         uint64
+}
+
+// place is the index of a further section.
+func (m testModule) place(name string) uint16 {
+	if name == "ABS" {
+		return uint16(elf.SHN_ABS)
+	}
+	return uint16(5 + slices.IndexFunc(m.more, func(s testSection) bool { return s.name == name }))
 }
 
 func module(info ...string) testModule {
@@ -45,51 +68,55 @@ func (m testModule) build(t testing.TB) []byte {
 		header, entry = 64, 64
 	}
 
-	info := ""
-	for _, field := range m.info {
-		info += field + "\x00"
-	}
+	info := strings.Join(append(slices.Clone(m.info), ""), "\x00")
 	strtab := []byte{0}
 	symtab := make([]byte, elf.Sym64Size)
 	if !wide {
 		symtab = make([]byte, elf.Sym32Size)
 	}
-	symbol := func(name string, bind elf.SymBind, section uint16) {
+	symbol := func(name string, bind elf.SymBind, section uint16, value uint64) {
 		at := uint32(len(strtab))
 		strtab = append(append(strtab, name...), 0)
 		symtab = order.AppendUint32(symtab, at)
 		if wide {
 			symtab = append(symtab, elf.ST_INFO(bind, elf.STT_NOTYPE), 0)
 			symtab = order.AppendUint16(symtab, section)
-			symtab = append(symtab, make([]byte, 16)...)
+			symtab = word(word(symtab, value), 0)
 			return
 		}
-		symtab = append(symtab, make([]byte, 8)...)
+		symtab = word(word(symtab, value), 0)
 		symtab = append(symtab, elf.ST_INFO(bind, elf.STT_NOTYPE), 0)
 		symtab = order.AppendUint16(symtab, section)
 	}
-	symbol("here", elf.STB_LOCAL, 1)
+	symbol("here", elf.STB_LOCAL, 1, 0)
 	for _, name := range m.imports {
-		symbol(name, elf.STB_GLOBAL, 0)
+		symbol(name, elf.STB_GLOBAL, 0, 0)
 	}
 	for _, name := range m.weak {
-		symbol(name, elf.STB_WEAK, 0)
+		symbol(name, elf.STB_WEAK, 0, 0)
 	}
 	for _, name := range m.exports {
-		symbol(name, elf.STB_GLOBAL, 1)
+		symbol(name, elf.STB_GLOBAL, 1, 0)
+	}
+	for _, mark := range m.marks {
+		symbol(mark.name, elf.STB_LOCAL, m.place(mark.section), mark.value)
 	}
 
-	sections := []struct {
+	type testHeader struct {
 		name string
 		typ  elf.SectionType
 		link uint32
 		data []byte
-	}{
+	}
+	sections := []testHeader{
 		{"", elf.SHT_NULL, 0, nil},
 		{".modinfo", elf.SHT_PROGBITS, 0, []byte(info)},
 		{".symtab", elf.SHT_SYMTAB, 3, symtab},
 		{".strtab", elf.SHT_STRTAB, 0, strtab},
 		{".shstrtab", elf.SHT_STRTAB, 0, nil},
+	}
+	for _, extra := range m.more {
+		sections = append(sections, testHeader{extra.name, elf.SHT_PROGBITS, 0, extra.data})
 	}
 	names := []byte{}
 	nameAt := make([]uint32, len(sections))

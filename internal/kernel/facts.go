@@ -24,10 +24,12 @@ type Facts struct {
 	Machine     elf.Machine // ELF header of its modules; zero when Arch is ""
 	Class       elf.Class
 	Data        elf.Data
-	Modversions bool   // symbols carry CRCs; without them the vermagic alone protects
-	Compression string // how make modules_install compresses: "", "gz", "xz" or "zst"
-	SigHash     string // CONFIG_MODULE_SIG_HASH: sha256; "" when the kernel verifies no signatures
-	Compiler    string // CONFIG_CC_VERSION_TEXT: gcc-12 (Debian 12.2.0-14) 12.2.0; "" before Linux 5.8
+	Modversions bool // symbols carry CRCs; without them the vermagic alone protects
+	// LaxNamespaces says that the kernel only warns of symbols whose namespace a module does not import.
+	LaxNamespaces bool
+	Compression   string // how make modules_install compresses: "", "gz", "xz" or "zst"
+	SigHash       string // CONFIG_MODULE_SIG_HASH: sha256; "" when the kernel verifies no signatures
+	Compiler      string // CONFIG_CC_VERSION_TEXT: gcc-12 (Debian 12.2.0-14) 12.2.0; "" before Linux 5.8
 
 	// Vermagic is what the kernel's own modules carry, without the words of the architecture at its
 	// end, which the configuration alone does not tell: "6.1.0-56-amd64 SMP preempt mod_unload
@@ -81,10 +83,11 @@ func readFacts(dir string) (Facts, error) {
 
 func factsOf(release string, conf config) Facts {
 	f := Facts{
-		Release:     release,
-		Modversions: conf.set("MODVERSIONS"),
-		Compression: conf.compression(),
-		Compiler:    conf["CC_VERSION_TEXT"],
+		Release:       release,
+		Modversions:   conf.set("MODVERSIONS"),
+		Compression:   conf.compression(),
+		LaxNamespaces: conf.set("MODULE_ALLOW_MISSING_NAMESPACE_IMPORTS"),
+		Compiler:      conf["CC_VERSION_TEXT"],
 	}
 	if conf.set("MODULE_SIG") || conf.set("MODULE_SIG_FORMAT") || conf["MODULE_SIG_HASH"] != "" {
 		f.SigHash = conf["MODULE_SIG_HASH"]

@@ -28,8 +28,12 @@ type Module struct {
 	Class   elf.Class
 	Data    elf.Data
 
-	Imports []Import // undefined symbols, in the order of the symbol table
-	Signed  bool     // a signature is appended; it is not verified here
+	Imports    []Import          // undefined symbols, in the order of the symbol table
+	Exports    []Export          // symbols for other modules
+	Versions   map[string]uint32 // CRCs of what it was built against; nil when it has none
+	Namespaces []string          // that it imports
+	Signed     bool              // a signature is appended; it is not verified here
+	Debug      bool              // it has sections for debuggers
 }
 
 // An Import is a symbol that a module leaves undefined.
@@ -101,20 +105,37 @@ func parseModule(path string, r io.ReaderAt, size int64) (Module, error) {
 		Class:   o.class,
 		Data:    o.data,
 		Signed:  body != size,
+		Debug:   o.debug(),
 	}
 	if err := m.readInfo(o); err != nil {
 		return Module{}, err
 	}
-	symbols, err := o.symbols()
-	if err != nil {
+	if err := m.readSymbols(o); err != nil {
 		return Module{}, err
 	}
-	for _, s := range symbols {
-		if !s.defined {
-			m.Imports = append(m.Imports, Import{Symbol: s.name, Weak: s.weak})
-		}
-	}
 	return m, nil
+}
+
+func (m *Module) readSymbols(o *object) (err error) {
+	marks := newExportMarks()
+	err = o.symbols(func(s symbol) {
+		if s.section == elf.SHN_UNDEF && (s.bind == elf.STB_GLOBAL || s.bind == elf.STB_WEAK) {
+			m.Imports = append(m.Imports, Import{Symbol: s.name, Weak: s.bind == elf.STB_WEAK})
+			return
+		}
+		marks.see(s)
+	})
+	if err != nil {
+		return err
+	}
+	if m.Exports, err = o.exports(marks); err != nil {
+		return err
+	}
+	for i := range m.Exports {
+		m.Exports[i].Module, m.Exports[i].proprietary = m.Name, !gplCompatible(m.License)
+	}
+	m.Versions, err = o.versions()
+	return err
 }
 
 // readInfo reads .modinfo: key=value strings, each ended by one or more zero bytes. Of a key that stands
@@ -128,11 +149,15 @@ func (m *Module) readInfo(o *object) error {
 	if err != nil {
 		return fmt.Errorf("section .modinfo: %w", err)
 	}
-	info := map[string]string{}
+	info, imported := map[string]string{}, map[string]bool{}
 	for field := range strings.SplitSeq(string(raw), "\x00") {
 		key, value, ok := strings.Cut(field, "=")
 		if _, seen := info[key]; ok && !seen {
 			info[key] = value
+		}
+		if ok && key == "import_ns" && !imported[value] {
+			imported[value] = true
+			m.Namespaces = append(m.Namespaces, value)
 		}
 	}
 	m.Name, m.Vermagic, m.License, m.Version = info["name"], info["vermagic"], info["license"], info["version"]
@@ -154,6 +179,16 @@ func nameOfFile(path string) string {
 		name = name[:i]
 	}
 	return strings.ReplaceAll(name, "-", "_")
+}
+
+// ReadPlain returns the content of a module file, decompressed. It is bounded as by ReadModule.
+func ReadPlain(path string) (_ []byte, err error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return unpack(file)
 }
 
 // unpack returns the decompressed contents of r.

@@ -176,7 +176,7 @@ func TestReadModuleRefuses(t *testing.T) {
 		{"no symbols", patch(t, func(ko []byte) { le.PutUint32(sectionField(ko, 2, 4), uint32(elf.SHT_PROGBITS)) }), "no symbol table"},
 		{"symbols of odd size", patch(t, func(ko []byte) { le.PutUint64(sectionField(ko, 2, 32), 25) }), "not a multiple of 24"},
 		{"symbol names nowhere", patch(t, func(ko []byte) { le.PutUint32(sectionField(ko, 2, 40), 99) }), "names in section 99 of 5"},
-		{"symbol name outside", patch(t, func(ko []byte) { le.PutUint64(sectionField(ko, 3, 32), 1) }), "name of symbol 2"},
+		{"symbol name outside", patch(t, func(ko []byte) { le.PutUint64(sectionField(ko, 3, 32), 1) }), "name of symbol 1"},
 		{"symbol name too long", testModule{info: []string{magic61}, imports: []string{string(longName)}}.build(t), "too long"},
 		{"signature longer than the file", append(good, "\x00\x00\x02\x00\x00\x00\x00\x00\xff\xff\xff\xff~Module signature appended~\n"...), "module signature of 4294967295 bytes"},
 	}
@@ -229,11 +229,18 @@ func FuzzReadModule(f *testing.F) {
 			f.Add(compressed(f, format, ko))
 		}
 	}
+	for _, form := range []string{"fixed", "chained", "extended"} {
+		f.Add(testModule{info: []string{magic61}, imports: []string{"_printk"}, more: versionsOf(f, "amd64", form, "module_layout", 1, "_printk", 2)}.build(f))
+	}
+	for _, layout := range []string{"5.10", "6.1", "7.2", "stripped"} {
+		f.Add(exporting(f, "amd64", layout).build(f))
+	}
+	target := testTarget(f)
 	f.Fuzz(func(t *testing.T, content []byte) {
 		m, err := parseModule("x.ko", bytes.NewReader(content), int64(len(content)))
 		if err != nil {
 			return
 		}
-		_ = Facts{Release: "6.1.0-56-amd64"}.Check(m)
+		_, _ = target.Check(m)
 	})
 }

@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -44,4 +45,23 @@ func unsignedSize(r io.ReaderAt, size int64) (int64, error) {
 		size -= tail + length
 	}
 	return size, nil
+}
+
+// AppendedSignature is what stands behind a module that has a signature: the signature, PKCS#7 in DER, what
+// tells its kind and length, and the line at the end.
+func AppendedSignature(pkcs7 []byte) []byte {
+	const idPKCS7 = 2
+	out := append(bytes.Clone(pkcs7), 0, 0, idPKCS7, 0, 0, 0, 0, 0)
+	out = binary.BigEndian.AppendUint32(out, uint32(len(pkcs7)))
+	return append(out, signatureMagic...)
+}
+
+// ParseSignature returns the PKCS#7 signature in what stands behind a module: exactly one in the form that
+// AppendedSignature makes, which is the only one that kernels take.
+func ParseSignature(appended []byte) ([]byte, error) {
+	length := len(appended) - trailerSize - len(signatureMagic)
+	if length < 0 || !bytes.Equal(AppendedSignature(appended[:length]), appended) {
+		return nil, errors.New("what is appended to the module is not one signature in PKCS#7")
+	}
+	return appended[:length], nil
 }

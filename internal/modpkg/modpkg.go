@@ -40,6 +40,7 @@ type Spec struct {
 	VersionSuffix   string    // is appended to the version
 	ImageDependency string    // one of ImageDependencies; "" is the first
 	Initramfs       bool      // the kernel's initramfs is refreshed
+	Depends         []string  // further packages that it depends on, as "zfs-modules-6.1.0-56-amd64 (= 2.1.11-1+6.1.192.2)"
 	Files           []string  // module files on this host
 	Licenses        []string  // that the modules declare
 	Copyright       []byte    // the -dkms package's, may be empty
@@ -238,6 +239,7 @@ func (s Spec) relations() map[string][]string {
 	case s.DKMS != nil:
 		relations = inherit(s.DKMS, false)
 	}
+	relations["Depends"] = slices.Concat(s.Depends, relations["Depends"])
 	first := func(field, relation string) { relations[field] = slices.Insert(relations[field], 0, relation) }
 	switch s.ImageDependency {
 	case "", "depends":

@@ -178,6 +178,19 @@ func TestDepends(t *testing.T) {
 	}
 }
 
+func TestDependsOnOtherModules(t *testing.T) {
+	t.Parallel()
+	for relation, want := range map[string][2]string{
+		"depends":    {"linux-image-6.1.0-56-amd64 | linux-image-6.1.0-56-amd64-unsigned, a (= 1), b (= 2)", ""},
+		"recommends": {"a (= 1), b (= 2)", "linux-image-6.1.0-56-amd64 | linux-image-6.1.0-56-amd64-unsigned"},
+		"none":       {"a (= 1), b (= 2)", ""},
+	} {
+		p, _ := compose(t, with(loopback(t), func(s *Spec) { s.ImageDependency, s.Depends = relation, []string{"a (= 1)", "b (= 2)"} }))
+		assert.Equal(t, p.Control.Get("Depends"), want[0])
+		assert.Equal(t, p.Control.Get("Recommends"), want[1])
+	}
+}
+
 // compose composes the package, and returns what it installs by path.
 func compose(t testing.TB, s Spec) (deb.Package, map[string]string) {
 	t.Helper()

@@ -147,11 +147,28 @@ const (
 	Failed  = "failed"
 )
 
-// A Module is a file of a build.
+// A Module is a file of a build, and what was checked of it. Of a build that failed
+// in debextract those are here that were right.
 type Module struct {
-	File     string `json:"file"` // name in the archive
-	Vermagic string `json:"vermagic"`
+	File       string   `json:"file"` // name in the package
+	Vermagic   string   `json:"vermagic"`
+	License    string   `json:"license"`
+	Symbols    int      `json:"symbols"`              // that it needs, each exported by the kernel or by a module it depends on
+	GPLSymbols int      `json:"gpl_symbols"`          // of them those that are for modules under the GPL only
+	CRCs       int      `json:"crcs"`                 // of symbols, which are those of the kernel; 0 for a kernel without
+	CRCCheck   string   `json:"crc_check"`            // one of the texts below
+	Namespaces []string `json:"namespaces,omitempty"` // of its symbols, which it imports
+	Replaces   string   `json:"replaces,omitempty"`   // module of the kernel's own tree that it takes the place of
+	Signer     string   `json:"signer,omitempty"`     // common name of its certificate's issuer, where it was signed
+	SigKey     string   `json:"sig_key,omitempty"`    // serial number of the certificate, as modinfo prints it
+	SigHash    string   `json:"sig_hash,omitempty"`   // "sha256"
 }
+
+// What was done with a module's CRCs.
+const (
+	CRCsCompared = "compared"
+	CRCsNone     = "kernel has none" // its symbols have no CRCs: no CONFIG_MODVERSIONS
+)
 
 // A Deb is a binary package that was written, or found there with the same
 // content: of modules, of what a -dkms package ships beside them (without a
