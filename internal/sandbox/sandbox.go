@@ -125,6 +125,7 @@ type config struct {
 	Binds      []Bind
 	Files      []File
 	Terminal   bool
+	RealRoot   bool
 }
 
 // report is what the first process tells the parent.
@@ -165,7 +166,7 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	conf, err := json.Marshal(config{
 		Root: spec.Root, Mountpoint: spec.Mountpoint, Args: spec.Args, Env: spec.Env,
 		Dir: spec.Dir, Network: spec.Network, Binds: spec.Binds, Files: spec.Files,
-		Terminal: spec.Terminal != nil,
+		Terminal: spec.Terminal != nil, RealRoot: spec.RealRoot,
 	})
 	if err != nil {
 		return err
