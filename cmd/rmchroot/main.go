@@ -10,6 +10,7 @@ import (
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
 	"errors"
 	"flag"
 	"io/fs"
@@ -140,6 +141,7 @@ func removeTrees(s *cli.Session, trees []*rootfs.Tree) error {
 }
 
 func main() {
+	sandbox.Init()
 	o := &options{}
 	run := func(ctx context.Context, s *cli.Session) error { return remove(ctx, s, o) }
 	cli.Main(cli.Program{
