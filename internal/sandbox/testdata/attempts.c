@@ -140,6 +140,7 @@ static int a_setns(void)
 
 /* Files of the host */
 static int a_path(void) { return write_to(below("")); }
+static int a_read(void) { return open_only(below(""), O_RDONLY); }
 static int a_dotdot(void) { return write_to(below("../../../../../../../../../../../../../../..")); }
 static int a_link(void)
 {
@@ -208,7 +209,7 @@ static int a_io_ports(void) { return syscall(SYS_iopl, 3); }
 
 /* Settings of the kernel */
 static int a_core_pattern(void) { return write_to("/proc/sys/kernel/core_pattern"); }
-static int a_modprobe(void) { return write_to("/proc/sys/kernel/modprobe"); }
+static int a_modprobe_path(void) { return write_to("/proc/sys/kernel/modprobe"); }
 static int a_printk(void) { return write_to("/proc/sys/kernel/printk"); }
 static int a_forwarding(void) { return write_to("/proc/sys/net/ipv4/ip_forward"); }
 static int a_namespaces(void) { return write_to("/proc/sys/user/max_user_namespaces"); }
@@ -341,10 +342,10 @@ static const struct { const char *name; int (*try)(void); } attempts[] = {
 	A(init_module), A(finit_module), A(delete_module), A(kexec), A(line_discipline), A(family), A(protocol), A(type), A(crypto), A(netlink),
 	A(mount), A(mount_proc), A(mount_disk), A(bind), A(remount), A(propagation), A(umount), A(fsopen), A(open_tree), A(pivot_root), A(swapon),
 	A(unshare_user), A(unshare_mount), A(clone_user), A(clone3_user), A(setns),
-	A(path), A(dotdot), A(link), A(proc_root), A(proc_cwd), A(parent_root), A(chroot), A(handle), A(descriptors), A(init_descriptors), A(init_memory),
+	A(path), A(read), A(dotdot), A(link), A(proc_root), A(proc_cwd), A(parent_root), A(chroot), A(handle), A(descriptors), A(init_descriptors), A(init_memory),
 	A(mknod_memory), A(mknod_disk), A(dev_memory), A(dev_log), A(dev_disk), A(dev_kvm), A(dev_fuse), A(dev_loop), A(dev_mode), A(dev_owner),
 	A(dev_times), A(dev_remove), A(io_ports),
-	A(core_pattern), A(modprobe), A(printk), A(forwarding), A(namespaces), A(sysrq), A(irq), A(sysfs), A(hostname), A(core_limit), A(reboot), A(kernel_log),
+	A(core_pattern), A(modprobe_path), A(printk), A(forwarding), A(namespaces), A(sysrq), A(irq), A(sysfs), A(hostname), A(core_limit), A(reboot), A(kernel_log),
 	A(clock), A(time_of_day), A(adjust),
 	A(kill), A(kill_group), A(ptrace), A(ptrace_init), A(read_init), A(priority),
 	A(loopback), A(internet), A(abstract), A(bus), A(vsock), A(raw_socket), A(packet_socket), A(link_down),
