@@ -111,9 +111,27 @@ func mountRoot(r Root, root string) error {
 		options += ",upperdir=" + upper + ",workdir=" + work
 	}
 	if err := unix.Mount("overlay", root, "overlay", unix.MS_NODEV, options); err != nil {
-		return fmt.Errorf("cannot mount an overlay of %d layers, writable in %q: %w", len(r.Layers), r.Upper, err)
+		return fmt.Errorf("cannot mount an overlay of %d layers, writable in %q: %w%s", len(r.Layers), r.Upper, err, overlayAdvice(err, r.Upper))
 	}
 	return nil
+}
+
+// overlayAdvice says what an overlay lacks here, as far as the error and the file
+// system tell.
+func overlayAdvice(err error, upper string) string {
+	var fs unix.Statfs_t
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return ": this kernel has no overlayfs, which modprobe overlay loads where it is a module"
+	case errors.Is(err, unix.EPERM):
+		return ": Linux 5.11 or later allows it in user namespaces, unless a container forbids mounts: " +
+			"docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined lets them"
+	case upper != "" && unix.Statfs(upper, &fs) == nil && fs.Type == unix.OVERLAYFS_SUPER_MAGIC:
+		return ": the work directory lies on an overlay itself, as in a container: put it on a volume"
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+		return ": the work directory must be on a file system that overlayfs can write to, such as ext4, xfs, btrfs, or tmpfs of Linux 6.6"
+	}
+	return ""
 }
 
 // inRoot opens path inside root, links resolved as a process with that root
