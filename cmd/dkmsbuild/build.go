@@ -491,6 +491,9 @@ func (b *builder) buildModules(ctx context.Context, p state.Package, k state.Ker
 	return records, nil
 }
 
+// errNoSpace is why the layer of a build that filled the disk is not kept.
+var errNoSpace = errors.New("no space left on device")
+
 func (b *builder) buildOne(ctx context.Context, p state.Package, k state.Kernel, m dkms.Module, watch io.Writer) (state.Build, error) {
 	// Each build has a name of its own, so that no document loses what it names to
 	// another run in the same tree.
@@ -515,9 +518,15 @@ func (b *builder) buildOne(ctx context.Context, p state.Package, k state.Kernel,
 				Spec: b.spec(root), Module: m, Kernel: k.Release, Timeout: b.opts.timeout,
 				Watch: watch, Archive: archive, Log: r.Log,
 			})
+			if res.NoSpace { // which the next one needs
+				return errors.Join(err, errNoSpace)
+			}
 			return err
 		},
 	})
+	if errors.Is(err, errNoSpace) {
+		err, r.Layer = nil, ""
+	}
 	if ctx.Err() != nil {
 		return r, context.Cause(ctx)
 	}

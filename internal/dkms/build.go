@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 )
 
 // A BuildSpec is one module to be built for one kernel.
@@ -45,6 +46,7 @@ type Result struct {
 	Outcome Outcome
 	Reason  string // in one line, when it was not built
 	Missing string // the packages of the function, separated by blanks
+	NoSpace bool   // it failed, and the disk with its layer is full
 }
 
 // ErrTimeout is the cause of a build that took too long.
@@ -60,6 +62,12 @@ func Build(ctx context.Context, b BuildSpec) (res Result, err error) {
 			err = fmt.Errorf("cannot build %s for %s: %w", b.Module, b.Kernel, err)
 		}
 	}()
+	defer func() {
+		if ctx.Err() == nil && (err != nil || res.Outcome == OutcomeFailed) && isFull(b.Spec.Root.Upper) {
+			res = Result{Outcome: OutcomeFailed, NoSpace: true, Reason: "no space left on device: it has filled the disk that the build tree is on"}
+			err = nil
+		}
+	}()
 	log, err := os.OpenFile(b.Log, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
 	if err != nil {
 		return res, err
@@ -73,7 +81,7 @@ func Build(ctx context.Context, b BuildSpec) (res Result, err error) {
 		fmt.Fprintf(log, "# %s\n", strings.Join(args, " "))
 		spec := b.Spec
 		spec.Args = args
-		spec.Stdout = io.MultiWriter(&bounded{w: out, left: 1 << 20}, log, b.Watch)
+		spec.Stdout = io.MultiWriter(&bounded{w: out, left: 1 << 20}, &bounded{w: log, left: maxLog}, b.Watch)
 		spec.Stderr = spec.Stdout
 		err := sandbox.Run(limited, spec)
 		var exit *sandbox.ExitError
@@ -130,6 +138,12 @@ func Build(ctx context.Context, b BuildSpec) (res Result, err error) {
 		return res, err
 	}
 	return Result{Outcome: OutcomeBuilt}, nil
+}
+
+// isFull says whether the file system of dir has next to no space or no inodes left.
+func isFull(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && (int64(fs.Bfree)*fs.Bsize < 4<<20 || fs.Files > 0 && fs.Ffree == 0)
 }
 
 // stopped says what came of a build whose command could not come to its end.
