@@ -6,6 +6,7 @@ import (
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -91,9 +92,15 @@ func (b *builder) buildModule(ctx context.Context, i, cores int) error {
 				return err
 			}
 			res, err = dkms.Build(ctx, spec)
+			if res.NoSpace { // which the next one needs
+				return errors.Join(err, errNoSpace)
+			}
 			return err
 		},
 	})
+	if errors.Is(err, errNoSpace) {
+		err, layer = nil, ""
+	}
 	if err != nil {
 		return err
 	}
@@ -101,6 +108,9 @@ func (b *builder) buildModule(ctx context.Context, i, cores int) error {
 	j.record.Started, j.record.Seconds = start.UTC().Truncate(time.Second), float64(time.Since(start).Milliseconds())/1000
 	return b.take(ctx, i, res, spec.Archive)
 }
+
+// errNoSpace is why the layer of a build that filled the disk is not kept.
+var errNoSpace = errors.New("no space left on device")
 
 // take puts the result of a build into the job's record.
 func (b *builder) take(ctx context.Context, i int, res dkms.Result, archive string) (err error) {

@@ -11,6 +11,7 @@ import (
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/sandbox"
 	"errors"
 	"flag"
 	"io/fs"
@@ -181,6 +182,7 @@ func emptyCache(s *cli.Session, dir string) error {
 }
 
 func main() {
+	sandbox.Init()
 	o := &options{}
 	run := func(ctx context.Context, s *cli.Session) error { return remove(ctx, s, o) }
 	cli.Main(cli.Program{

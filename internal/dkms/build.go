@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 )
 
 // A BuildSpec is one module to be built for one kernel.
@@ -56,6 +57,7 @@ type Result struct {
 	Outcome Outcome
 	Reason  string // in one line, when it was not built
 	Missing string // the packages of the function, separated by blanks
+	NoSpace bool   // it failed, and the disk with its layer is full
 }
 
 // ErrTimeout is the cause of a build that took too long.
@@ -69,6 +71,12 @@ func Build(ctx context.Context, b BuildSpec) (res Result, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("cannot build %s for %s: %w", b.Module, b.Kernel, err)
+		}
+	}()
+	defer func() {
+		if ctx.Err() == nil && (err != nil || res.Outcome == OutcomeFailed) && isFull(b.Spec.Root.Upper) {
+			res = Result{Outcome: OutcomeFailed, NoSpace: true, Reason: "no space left on device: it has filled the disk that the build tree is on"}
+			err = nil
 		}
 	}()
 	log, err := os.OpenFile(b.Log, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
@@ -162,7 +170,7 @@ func (r *runner) run(args ...string) (int, error) {
 	r.out.Reset()
 	spec := r.Spec
 	spec.Args = args
-	spec.Stdout = io.MultiWriter(&bounded{w: &r.out, left: 1 << 20}, r.log, r.Watch)
+	spec.Stdout = io.MultiWriter(&bounded{w: &r.out, left: 1 << 20}, &bounded{w: r.log, left: maxLog}, r.Watch)
 	spec.Stderr = spec.Stdout
 	err := sandbox.Run(r.ctx, spec)
 	var exit *sandbox.ExitError
@@ -278,6 +286,12 @@ func Excluded(ctx context.Context, spec sandbox.Spec, m Module, kernel string) (
 	}
 	reason, ok = Skipped(exit.Code, out.String())
 	return reason, ok, nil
+}
+
+// isFull says whether the file system of dir has next to no space or no inodes left.
+func isFull(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && (int64(fs.Bfree)*fs.Bsize < 4<<20 || fs.Files > 0 && fs.Ffree == 0)
 }
 
 // stopped says what came of a build whose command could not come to its end.

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,6 +71,9 @@ func run(m *testing.M) int {
 	// Below /var/tmp, since /tmp may be in memory, and trees are large.
 	dir, err := os.MkdirTemp("/var/tmp", "dkms2bin-e2e-")
 	if err != nil {
+		panic(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { // programs are run as other users, too
 		panic(err)
 	}
 	bin, scripts, workDir = filepath.Join(dir, "bin"), filepath.Join(dir, "scripts"), filepath.Join(dir, "work")
@@ -225,6 +229,7 @@ type command struct {
 	stdin []byte
 	env   []string
 	dir   string
+	user  *syscall.Credential
 }
 
 // run runs one of the programs or scripts and waits for it.
@@ -262,6 +267,9 @@ func (c command) command(ctx context.Context) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, path, c.args...)
 	cmd.Env = append(os.Environ(), c.env...)
 	cmd.Dir = c.dir
+	if c.user != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.user}
+	}
 	if c.stdin != nil {
 		cmd.Stdin = bytes.NewReader(c.stdin)
 	}

@@ -160,14 +160,16 @@ func Open(path string) (t *Tree, err error) {
 	if real != filepath.Clean(path) {
 		return nil, fmt.Errorf("%w: the path leads through a link to %s", ErrNoTree, real)
 	}
-	text, err := os.ReadFile(filepath.Join(path, markerName))
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
-		return nil, fmt.Errorf("%w: it has no file %s", ErrNoTree, markerName)
-	case err != nil:
+	dir, err := openDir(unix.AT_FDCWD, path, unix.RESOLVE_NO_SYMLINKS)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, fmt.Errorf("%w: it is no directory", ErrNoTree)
+	}
+	if err != nil {
 		return nil, err
-	case string(text) != markerText:
-		return nil, fmt.Errorf("%w that this version knows: %s says %q", ErrNoTree, markerName, strings.TrimSpace(string(text)))
+	}
+	defer dir.Close()
+	if err := isTree(dir); err != nil {
+		return nil, err
 	}
 	return &Tree{Path: real}, nil
 }
@@ -367,51 +369,6 @@ func flock(ctx context.Context, f *os.File) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-}
-
-// Remove removes the tree. A tree that is in use, or has something mounted in
-// it, is left alone.
-func (t *Tree) Remove() (err error) {
-	defer wrap(&err, "cannot remove the tree %s", t.Path)
-	lock, err := os.Open(filepath.Join(t.Path, "lock"))
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return diag.WithHint(ErrBusy, "wait for the stage that works in it to end, or end it")
-		}
-		return err
-	}
-	mounts, err := mountsBelow(t.Path)
-	if err != nil {
-		return err
-	}
-	if len(mounts) > 0 {
-		return diag.WithHint(fmt.Errorf("something is mounted in it: %s", strings.Join(mounts, ", ")), "umount it first")
-	}
-	parent, name := filepath.Split(t.Path)
-	if !strings.HasPrefix(name, removingTag) {
-		// From here on nobody finds it as a tree; an interrupted removal is
-		// finished by the next call of Stale's user.
-		if err := os.Rename(t.Path, filepath.Join(parent, removingTag+name)); err != nil {
-			return err
-		}
-		name = removingTag + name
-	}
-	return removeAll(parent, name)
-}
-
-// removeAll removes name below the directory parent without leaving it: links
-// are removed, not followed.
-func removeAll(parent, name string) error {
-	root, err := os.OpenRoot(parent)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	return root.RemoveAll(name)
 }
 
 // mountsBelow lists the mount points of this process's namespace at or below

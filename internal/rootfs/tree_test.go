@@ -207,7 +207,7 @@ func TestOpenRefuses(t *testing.T) {
 		noTree           bool
 	}{
 		{"missing", filepath.Join(dir, "missing"), "no such file", true},
-		{"a file", filepath.Join(dir, "file"), "it has no file dkms2bin-tree", true},
+		{"a file", filepath.Join(dir, "file"), "it is no directory", true},
 		{"a foreign directory", filepath.Join(dir, "foreign"), "it has no file dkms2bin-tree", true},
 		{"the root", "/", "it has no file dkms2bin-tree", true},
 		{"another layout", filepath.Join(dir, "older"), `that this version knows: dkms2bin-tree says "dkms2bin build tree, layout 0"`, true},

@@ -2,8 +2,10 @@ package sandbox
 
 import (
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -145,13 +147,24 @@ func TestKernelSettingsAreReadOnly(t *testing.T) {
 	})
 }
 
+// What the kernel shows to nobody but the host's root is empty.
+func TestKernelFilesAreCovered(t *testing.T) {
+	t.Parallel()
+	everyRoot(t, func(t *testing.T, sh func(string) Spec) {
+		out, err := output(t.Context(), sh(`cd /proc; cat kpagecount kpageflags kcore vmallocinfo slabinfo timer_list keys key-users kmsg 2>/dev/null | head -c 100; cat uptime | grep -c .`))
+		assert.NilError(t, err)
+		assert.Equal(t, out, "1\n")
+	})
+}
+
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
 	commands := []string{
 		"mknod /tmp/null c 1 3", "mknod /tmp/disk b 8 0", "mount -t tmpfs none /var", "mount -o bind /etc /var",
 		"mount -o remount,rw,bind /proc/sys", "mount -t proc proc /tmp", "umount /proc/sys", "umount /dev/null", "hostname other",
-		"ip link set lo down", "kill -9 1", "chroot / true",
+		"ip link set lo down", "kill -9 1", "chroot / true", "chmod 600 /dev/full", "chown 1 /dev/full", "touch /dev/full",
+		"rm /dev/full", "ulimit -c unlimited",
 	}
 	want := strings.Builder{}
 	for _, c := range commands {
@@ -167,6 +180,28 @@ func TestRefused(t *testing.T) {
 			assert.NilError(t, err)
 			assert.Equal(t, out, want.String())
 		})
+	}
+	info, err := os.Stat("/dev/full")
+	assert.NilError(t, err)
+	assert.Equal(t, info.Mode().Perm(), fs.FileMode(0o666))
+}
+
+// TestKeys: keys of the session that called the program stay there.
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	runtime.LockOSThread() // which ends with the test, and its keys with it
+	session, err := unix.KeyctlJoinSessionKeyring("dkms2bin-test")
+	assert.NilError(t, err)
+	_, err = unix.AddKey("user", "dkms2bin-secret", []byte("secret"), session)
+	assert.NilError(t, err)
+	own, err := os.ReadFile("/proc/keys")
+	assert.NilError(t, err)
+	assert.Assert(t, is.Contains(string(own), "dkms2bin-secret"))
+	b := newBox(t)
+	for name, spec := range map[string]Spec{"tree": b.sh("cat /proc/keys"), "host": b.host("cat /proc/keys")} {
+		out, err := output(t.Context(), spec)
+		assert.NilError(t, err)
+		assert.Assert(t, !strings.Contains(out, "dkms2bin"), "%s: %s", name, out)
 	}
 }
 
@@ -275,6 +310,10 @@ func TestEnvironment(t *testing.T) {
 	out, err := output(t.Context(), spec)
 	assert.NilError(t, err)
 	assert.Equal(t, out, "")
+	// Nor is it that of any other process there.
+	out, err = output(t.Context(), b.sh("cat /proc/[0-9]*/environ 2>/dev/null | grep -c LEAK; cat /proc/1/environ; true"))
+	assert.NilError(t, err)
+	assert.Equal(t, out, "0\ncat: can't open '/proc/1/environ': Permission denied\n")
 	assert.Check(t, is.Contains(DefaultEnv(), "DEBIAN_FRONTEND=noninteractive"))
 }
 

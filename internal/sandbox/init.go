@@ -88,6 +88,9 @@ func enter(rep *report) error {
 			return err
 		}
 	}
+	if err := forgetHost(); err != nil {
+		return err
+	}
 	if err := makeRoot(conf); err != nil {
 		return err
 	}
@@ -96,7 +99,27 @@ func enter(rep *report) error {
 			return err
 		}
 	}
+	if err := filterCalls(); err != nil {
+		return err
+	}
 	return runCommand(conf, rep)
+}
+
+// forgetHost gives up what a process inherits and namespaces do not take away.
+func forgetHost() error {
+	// The session's keys. A kernel without keys has none to forget, and in a
+	// container whose filter refuses this one, the command gets at none either.
+	_, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
+	if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("cannot leave the session's keyring: %w", err)
+	}
+	// A program that crashes makes the kernel start the host's handler of core
+	// dumps, as root of the host. A limit of one byte, and only that, keeps it from
+	// doing so: it is how the kernel knows the handler's own crashes.
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1}); err != nil {
+		return fmt.Errorf("cannot forbid core dumps: %w", err)
+	}
+	return nil
 }
 
 // becomeRoot takes identity 0 of the user namespace, with no other groups. The

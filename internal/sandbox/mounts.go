@@ -26,6 +26,14 @@ func makeRoot(conf config) error {
 	if err := mountSystem(root, tmp); err != nil {
 		return err
 	}
+	if !conf.RealRoot {
+		if err := endNamespaces(filepath.Join(root, "proc")); err != nil {
+			return err
+		}
+	}
+	if err := freezeProc(filepath.Join(root, "proc"), filepath.Join(root, "dev/null")); err != nil {
+		return err
+	}
 	files := conf.Files
 	if conf.Network {
 		resolver, err := resolverFiles(conf.Root.Host)
@@ -103,9 +111,27 @@ func mountRoot(r Root, root string) error {
 		options += ",upperdir=" + upper + ",workdir=" + work
 	}
 	if err := unix.Mount("overlay", root, "overlay", unix.MS_NODEV, options); err != nil {
-		return fmt.Errorf("cannot mount an overlay of %d layers, writable in %q: %w", len(r.Layers), r.Upper, err)
+		return fmt.Errorf("cannot mount an overlay of %d layers, writable in %q: %w%s", len(r.Layers), r.Upper, err, overlayAdvice(err, r.Upper))
 	}
 	return nil
+}
+
+// overlayAdvice says what an overlay lacks here, as far as the error and the file
+// system tell.
+func overlayAdvice(err error, upper string) string {
+	var fs unix.Statfs_t
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return ": this kernel has no overlayfs, which modprobe overlay loads where it is a module"
+	case errors.Is(err, unix.EPERM):
+		return ": Linux 5.11 or later allows it in user namespaces, unless a container forbids mounts: " +
+			"docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined lets them"
+	case upper != "" && unix.Statfs(upper, &fs) == nil && fs.Type == unix.OVERLAYFS_SUPER_MAGIC:
+		return ": the work directory lies on an overlay itself, as in a container: put it on a volume"
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+		return ": the work directory must be on a file system that overlayfs can write to, such as ext4, xfs, btrfs, or tmpfs of Linux 6.6"
+	}
+	return ""
 }
 
 // inRoot opens path inside root, links resolved as a process with that root
@@ -142,7 +168,7 @@ func mountSystem(root string, tmp bool) error {
 		{"/proc", "proc", quiet, ""},
 		{"/dev", "tmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=755,size=1m"},
 		{"/sys", "tmpfs", quiet | unix.MS_RDONLY, "mode=555,size=0"},
-		{"/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=755"},
+		{"/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=755,size=64m"},
 	}
 	if tmp {
 		mounts = append(mounts, mounts[len(mounts)-1])
@@ -165,14 +191,54 @@ func mountSystem(root string, tmp bool) error {
 	if err := errors.Join(os.Mkdir(at("/run/lock"), 0o755), os.Chmod(at("/run/lock"), 0o777|fs.ModeSticky)); err != nil {
 		return err
 	}
-	// Identity 0 inside owns these files outside, and their checks ask for
-	// nothing more: sysctls, sysrq and settings of devices.
-	for _, path := range []string{"sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "driver", "asound", "mtrr", "timer_list", "dynamic_debug"} {
-		target := filepath.Join(at("/proc"), path)
-		if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) {
+	return nil
+}
+
+// endNamespaces allows no user namespaces below this process's own: in one of
+// those, every command would have all capabilities, and all of the kernel's code
+// for mounts and networks to itself. See namespaces(7). Without a user namespace of
+// its own this process would set it for the whole host.
+func endNamespaces(proc string) error {
+	if err := os.WriteFile(filepath.Join(proc, "sys/user/max_user_namespaces"), []byte("0"), 0); err != nil {
+		return fmt.Errorf("cannot forbid more user namespaces: %w", err)
+	}
+	return nil
+}
+
+// freezeProc makes all of /proc read-only that is not about a process: sysctls,
+// sysrq, settings of devices. Identity 0 inside owns these files outside, and
+// their checks ask for nothing more. What only the host's root may read, and the
+// names of its keys, are covered. Which files there are differs from kernel to
+// kernel.
+func freezeProc(proc, null string) error {
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) { // a process that has ended
 			continue
 		}
-		if err := bind(target, target, unix.MOUNT_ATTR_RDONLY); err != nil {
+		if err != nil {
+			return err
+		}
+		name := e.Name()
+		source, target := "", filepath.Join(proc, name)
+		switch {
+		case name[0] >= '0' && name[0] <= '9': // a process
+		case info.IsDir():
+			source = target
+		case !info.Mode().IsRegular(): // a link to one's own process
+		case info.Mode()&0o044 == 0, name == "keys", name == "key-users":
+			source = null
+		case info.Mode()&0o222 != 0:
+			source = target
+		}
+		if source == "" {
+			continue
+		}
+		if err := bind(source, target, unix.MOUNT_ATTR_RDONLY); err != nil {
 			return err
 		}
 	}
@@ -185,8 +251,10 @@ func makeDev(dev string) error {
 		if err := os.WriteFile(target, nil, 0o666); err != nil {
 			return err
 		}
-		if err := unix.Mount("/dev/"+name, target, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("cannot bind /dev/%s: %w", name, err)
+		// Read-only is the node, which is the host's own, with its mode and times;
+		// the device behind it can be written to.
+		if err := bind("/dev/"+name, target, unix.MOUNT_ATTR_RDONLY); err != nil {
+			return err
 		}
 	}
 	for _, dir := range []string{"pts", "shm"} {
@@ -197,7 +265,7 @@ func makeDev(dev string) error {
 	if err := unix.Mount("devpts", filepath.Join(dev, "pts"), "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5"); err != nil {
 		return fmt.Errorf("cannot mount devpts: %w", err)
 	}
-	if err := unix.Mount("tmpfs", filepath.Join(dev, "shm"), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil {
+	if err := unix.Mount("tmpfs", filepath.Join(dev, "shm"), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size=64m"); err != nil {
 		return fmt.Errorf("cannot mount tmpfs on /dev/shm: %w", err)
 	}
 	for link, target := range map[string]string{

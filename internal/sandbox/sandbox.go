@@ -82,8 +82,8 @@ type Spec struct {
 	Stdin   *os.File // /dev/null by default
 	Stdout  io.Writer
 	Stderr  io.Writer // may be the same as Stdout, the order of lines is then kept
-	// RealRoot leaves the user namespace out, for the one program that insists
-	// on making device nodes. Only for trusted programs, run by root.
+	// RealRoot leaves the user namespace out, for programs that insist on making
+	// device nodes. Only for trusted programs, and an error for who is not root.
 	RealRoot bool
 	// Terminal is the user's terminal: the command gets one of its own, and what
 	// is typed and shown goes back and forth. Stdin, Stdout and Stderr are then
@@ -125,6 +125,7 @@ type config struct {
 	Binds      []Bind
 	Files      []File
 	Terminal   bool
+	RealRoot   bool
 }
 
 // report is what the first process tells the parent.
@@ -161,11 +162,14 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
+	if spec.RealRoot && os.Geteuid() != 0 {
+		return errors.New("it must be the host's root, which a user's subordinate IDs cannot stand for")
+	}
 
 	conf, err := json.Marshal(config{
 		Root: spec.Root, Mountpoint: spec.Mountpoint, Args: spec.Args, Env: spec.Env,
 		Dir: spec.Dir, Network: spec.Network, Binds: spec.Binds, Files: spec.Files,
-		Terminal: spec.Terminal != nil,
+		Terminal: spec.Terminal != nil, RealRoot: spec.RealRoot,
 	})
 	if err != nil {
 		return err
@@ -243,15 +247,15 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	defer stop()
-	var confErr error
+	var mapErr, confErr error
 	if !spec.RealRoot {
-		confErr = writeIDMaps(cmd.Process.Pid)
+		mapErr = writeIDMaps(cmd.Process.Pid)
 	}
-	if confErr == nil {
+	if mapErr == nil {
 		_, confErr = confW.Write(conf)
 	}
 	confW.Close()
-	if confErr != nil {
+	if mapErr != nil || confErr != nil {
 		lifeW.Close()
 	}
 	status, readErr := io.ReadAll(io.LimitReader(statusR, 1<<20))
@@ -261,6 +265,8 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	}
 	var rep report
 	switch {
+	case mapErr != nil: // without them nothing works inside
+		return mapErr
 	case len(status) > 0:
 		if err := json.Unmarshal(status, &rep); err != nil {
 			return fmt.Errorf("cannot read the report of its first process: %w", err)
@@ -289,37 +295,6 @@ func orDiscard(w io.Writer) io.Writer {
 		return io.Discard
 	}
 	return w
-}
-
-func startError(err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("cannot create a user namespace: %w (see sysctl user.max_user_namespaces and "+
-			"kernel.unprivileged_userns_clone; inside a chroot the kernel refuses it, in a container the engine may)", err)
-	}
-	return err
-}
-
-// writeIDMaps maps all user and group identities of the namespace of process
-// pid one to one, as far as this process has them itself.
-func writeIDMaps(pid int) error {
-	for _, name := range []string{"uid_map", "gid_map"} {
-		own, err := os.ReadFile("/proc/self/" + name)
-		if err != nil {
-			return err
-		}
-		var lines []string
-		for line := range strings.Lines(string(own)) {
-			var inside, outside, count uint64
-			if _, err := fmt.Sscan(line, &inside, &outside, &count); err != nil {
-				return fmt.Errorf("cannot read /proc/self/%s: %w", name, err)
-			}
-			lines = append(lines, fmt.Sprintf("%d %d %d\n", inside, inside, count))
-		}
-		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, name), []byte(strings.Join(lines, "")), 0); err != nil {
-			return fmt.Errorf("cannot map identities into the user namespace: %w", err)
-		}
-	}
-	return nil
 }
 
 // tailWriter keeps the end of what is written to it, by several at a time.

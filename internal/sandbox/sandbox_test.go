@@ -38,6 +38,8 @@ func play(role string, args []string) int {
 	spec := b.spec(args[1:]...)
 	switch role {
 	case "run":
+	case "host", "real root":
+		spec.Root, spec.Env, spec.RealRoot = Root{Host: true}, DefaultEnv(), role == "real root"
 	case "terminal":
 		tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 		if err != nil {
@@ -46,6 +48,7 @@ func play(role string, args []string) int {
 		}
 		spec.Terminal = tty
 	}
+	spec.Stdout, spec.Stderr = os.Stdout, os.Stdout
 	err := Run(context.Background(), spec)
 	var exit *ExitError
 	switch {
