@@ -102,11 +102,12 @@ func membersFor(doc *state.Document, o *options, release string) (members []*mem
 		}
 		m := &member{build: b, spec: specOf(doc.Tree, *k, *p, *b, o)}
 		if m.kept = kept(doc, *b, o, m.spec.Version()); !m.kept {
+			var err error
 			if m.spec.Copyright, err = readIfThere(p.Doc, "copyright"); err == nil {
 				m.spec.Changelog, err = readIfThere(p.Doc, "changelog")
 			}
 			if err != nil {
-				stale, err = append(stale, err), nil
+				stale = append(stale, err)
 				continue
 			}
 		}
