@@ -104,11 +104,10 @@ func candidatesFor(doc *state.Document, o *options, ships *shipments, release st
 		}
 		m := &candidate{build: b, spec: specOf(doc, o, k, *p, *b)}
 		if m.kept = kept(doc, *b, o, m.spec.Version()); !m.kept {
-			var err error
 			if err := treeIsThere(doc.Tree); err != nil {
 				return nil, nil, err
 			}
-			if err = errors.Join(ships.complete(&m.spec, p, k), readDocs(&m.spec, p.Doc)); err != nil {
+			if err := errors.Join(ships.complete(&m.spec, p, k), readDocs(&m.spec, p.Doc)); err != nil {
 				stale = append(stale, err)
 				continue
 			}
