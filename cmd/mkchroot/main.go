@@ -49,6 +49,8 @@ type options struct {
 	fuel        apt.Settings // of --settings
 	proxies     []apt.Proxy
 	logins      []apt.Login // for the proxies
+	authConf    []byte      // of --auth-conf
+	certs       []byte      // of --load-cert, PEM
 }
 
 var (
@@ -93,6 +95,9 @@ func (o *options) check([]string) (err error) {
 		if _, err := os.Stat(*path); err != nil {
 			return cli.Usagef("--%s: %w", flag, err)
 		}
+	}
+	if err := o.readFiles(); err != nil {
+		return err
 	}
 	o.workDir, err = rootfs.WorkDir(o.workDir)
 	return err
