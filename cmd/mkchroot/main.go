@@ -36,7 +36,7 @@ type options struct {
 	httpProxy  string
 	httpsProxy string
 	direct     cli.List
-	cert       string
+	certFiles  cli.List
 	auth       string
 	base       string
 	workDir    string
@@ -85,7 +85,7 @@ func (o *options) check([]string) (err error) {
 	if err := o.checkNetwork(); err != nil {
 		return err
 	}
-	for flag, path := range map[string]*string{"base": &o.base, "load-cert": &o.cert, "auth-conf": &o.auth} {
+	for flag, path := range map[string]*string{"base": &o.base, "auth-conf": &o.auth} {
 		if *path == "" {
 			continue
 		}
@@ -128,7 +128,7 @@ func main() {
 			fs.StringVar(&o.httpProxy, "http-proxy", "", "`address` of the proxy for http, and for https without --https-proxy")
 			fs.StringVar(&o.httpsProxy, "https-proxy", "", "`address` of the proxy for https")
 			fs.Var(&o.direct, "direct-repo-addr", "`host` that is asked without a proxy")
-			fs.StringVar(&o.cert, "load-cert", "", "`file` with the certificate of an authority that https repositories may have, besides the host's")
+			fs.Var(&o.certFiles, "load-cert", "`file` with certificates of authorities that https repositories may have, besides the host's")
 			fs.StringVar(&o.auth, "auth-conf", "", "`file` with logins for repositories and proxies, auth.conf(5)")
 			fs.StringVar(&o.base, "base", "", "`path` of a ready system to build in, a tar archive or a directory; what it lacks is installed")
 			fs.StringVar(&o.workDir, "work-dir", "", "`directory` for build trees (default /var/cache/dkms2bin, for ordinary users in their own cache directory)")

@@ -151,14 +151,16 @@ func (o *options) readFiles() (err error) {
 			return cli.Usagef("--auth-conf: %w", err)
 		}
 	}
-	if o.cert != "" {
-		text, err := os.ReadFile(o.cert)
+	for _, path := range o.certFiles {
+		text, err := os.ReadFile(path)
 		if err != nil {
 			return cli.Usagef("--load-cert: %w", err)
 		}
-		if o.certs, err = certificates(text, time.Now()); err != nil {
-			return cli.Usagef("--load-cert %s: %w", o.cert, err)
+		certs, err := certificates(text, time.Now())
+		if err != nil {
+			return cli.Usagef("--load-cert %s: %w", path, err)
 		}
+		o.certs = append(o.certs, certs...)
 	}
 	return nil
 }

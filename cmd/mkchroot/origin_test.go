@@ -171,8 +171,8 @@ func TestReadFiles(t *testing.T) {
 	bad := filepath.Join(dir, "bad.pem")
 	write(t, bad, "no certificate")
 	for want, o := range map[string]*options{
-		"--load-cert " + bad + ": there is no certificate in it": {cert: bad},
-		"--load-cert: read " + dir + ": is a directory":          {cert: dir},
+		"--load-cert " + bad + ": there is no certificate in it": {certFiles: cli.List{bad}},
+		"--load-cert: read " + dir + ": is a directory":          {certFiles: cli.List{dir}},
 		"--auth-conf: read " + dir + ": is a directory":          {auth: dir},
 	} {
 		assert.Error(t, o.readFiles(), want)

@@ -356,11 +356,25 @@ func TestCredentials(t *testing.T) {
 	noTrees(t, work)
 }
 
-// TestAirGap: with a base system in an archive and a mirror in a directory, the
-// whole job works where there is no network at all.
+// withoutNetwork runs a command where loopback alone is up, and there a server of the
+// directory on port 8642.
+const withoutNetwork = `
+busybox ip link set lo up
+busybox httpd -f -p 127.0.0.1:8642 -h "$1" &
+server=$!
+shift
+until busybox wget -q -O /dev/null http://127.0.0.1:8642/Release; do sleep 0.1; done
+code=0
+"$@" || code=$?
+kill $server
+exit $code
+`
+
+// TestAirGap: with a base system and a mirror in a directory, or on a server, the
+// whole job works where there is no other network.
 func TestAirGap(t *testing.T) {
 	t.Parallel()
-	work, out, mirror, dir := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
+	mirror, dir := t.TempDir(), t.TempDir()
 	kver := currentKernel(t, "amd64")
 	base := filepath.Join(dir, "base.tar.zst")
 	own := ownSources(t)
@@ -379,13 +393,22 @@ func TestAirGap(t *testing.T) {
 	index(t, mirror, "mirror")
 
 	cmd := command{name: "dkms2bin"}.command(t.Context())
-	offline := exec.CommandContext(t.Context(), "unshare", "--net", cmd.Path, "--base", base, "--repo", "deb [trusted=yes] file:"+mirror+" ./",
-		"--dkms", "bbswitch-dkms", "--out-dir", out, "--work-dir", work, "--index")
-	text, err = offline.CombinedOutput()
-	assert.NilError(t, err, "%s", text)
-	t.Logf("%s", text)
-	assert.Equal(t, len(debFiles(t, out)), 1)
-	noTrees(t, work)
+	for _, row := range []struct{ name, base, mirror string }{
+		{"archive and directory", base, "file:" + mirror},
+		{"directory and server", sharedBase(t), "http://127.0.0.1:8642/"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			work, out := t.TempDir(), t.TempDir()
+			offline := exec.CommandContext(t.Context(), "unshare", "--net", "sh", "-euc", withoutNetwork, "sh", mirror,
+				cmd.Path, "--base", row.base, "--repo", "deb [trusted=yes] "+row.mirror+" ./",
+				"--dkms", "bbswitch-dkms", "--out-dir", out, "--work-dir", work, "--index")
+			text, err := offline.CombinedOutput()
+			t.Logf("%s", text)
+			assert.NilError(t, err)
+			assert.Equal(t, len(debFiles(t, out)), 1)
+			noTrees(t, work)
+		})
+	}
 }
 
 // TestBadBase: a base system that is none.
