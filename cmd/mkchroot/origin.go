@@ -150,6 +150,9 @@ func (o *options) readFiles() (err error) {
 		if o.authConf, err = os.ReadFile(o.auth); err != nil {
 			return cli.Usagef("--auth-conf: %w", err)
 		}
+		if !apt.HasLogin(o.authConf) {
+			return diag.WithHint(cli.Usagef("--auth-conf %s: there is no login in it", o.auth), "a login is written as 'machine http://example.org/debian login … password …'")
+		}
 	}
 	for _, path := range o.certFiles {
 		text, err := os.ReadFile(path)
@@ -312,6 +315,27 @@ func (f *origin) prioritised() bool {
 // givenPriority is that of directories of .debs: above all else, and high enough
 // that what is older in them is taken, too.
 const givenPriority = 1001
+
+// advise adds to an error what to do about it, where apt says why it could not fetch.
+func advise(err error) error {
+	if err == nil || diag.Hint(err) != "" {
+		return err
+	}
+	says := func(text string) bool { return strings.Contains(err.Error(), text) }
+	switch {
+	case says("GPG error"):
+		return diag.WithHint(err, "the repository is signed by a key that was not given: --repo 'deb [signed-by=KEYRING] uri suite components'")
+	case says("401  "):
+		return diag.WithHint(err, "it wants a login: --auth-conf names a file with it, as in 'machine http://example.org/debian login … password …'; without http:// a login is for https alone")
+	case says("407  "):
+		return diag.WithHint(err, "the proxy wants a login: --auth-conf names a file with it, as in 'machine http://proxy.example.org:3128 login … password …'")
+	case says("certificate"), says("Certificate"):
+		return diag.WithHint(err, "--load-cert names the certificate of an authority of your own")
+	case says("Failed to fetch"), says("does not have a Release file"):
+		return diag.WithHint(err, "look at the mirror's address, the suite's name and the network; --repo takes another mirror")
+	}
+	return err
+}
 
 // provide puts what apt fetches by into the tree, with copies of the directories
 // of .debs as repositories of their own, and tells the repositories as the document

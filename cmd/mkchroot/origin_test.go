@@ -8,9 +8,11 @@ import (
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -174,10 +176,29 @@ func TestReadFiles(t *testing.T) {
 		"--load-cert " + bad + ": there is no certificate in it": {certFiles: cli.List{bad}},
 		"--load-cert: read " + dir + ": is a directory":          {certFiles: cli.List{dir}},
 		"--auth-conf: read " + dir + ": is a directory":          {auth: dir},
+		"--auth-conf " + bad + ": there is no login in it":       {auth: bad},
 	} {
 		assert.Error(t, o.readFiles(), want)
 	}
-	o := &options{auth: bad}
-	assert.NilError(t, o.readFiles())
-	assert.Equal(t, string(o.authConf), "no certificate")
+	write(t, filepath.Join(dir, "auth.conf"), "# none\nmachine example.org login a password b\n")
+	assert.NilError(t, (&options{auth: filepath.Join(dir, "auth.conf")}).readFiles())
+}
+
+func TestAdvise(t *testing.T) {
+	t.Parallel()
+	assert.NilError(t, advise(nil))
+	for text, want := range map[string]string{
+		"cannot complete the base system: Failed to fetch http://127.0.0.1:8643/./Packages  401  Unauthorized [IP: 127.0.0.1 8643]":        "it wants a login",
+		"cannot make the base system: Failed to fetch http://example.org/dists/x/InRelease  407  Proxy Authentication Required":            "the proxy wants a login",
+		"Failed to fetch https://127.0.0.1/  Certificate verification failed: The certificate is NOT trusted.":                             "--load-cert names",
+		"GPG error: http://example.org x InRelease: The following signatures couldn't be verified because the public key is not available": "signed by a key that was not given",
+		"The repository 'http://example.org/debian x Release' does not have a Release file.":                                               "look at the mirror's address",
+		"something else": "",
+	} {
+		got := diag.Hint(advise(errors.New(text)))
+		assert.Assert(t, strings.Contains(got, want), "%s: %s", text, got)
+		assert.Equal(t, got == "", want == "")
+	}
+	first := diag.WithHint(errors.New("401  Unauthorized"), "first")
+	assert.Equal(t, diag.Hint(advise(first)), "first")
 }

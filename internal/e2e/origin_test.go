@@ -422,6 +422,10 @@ func TestBadBase(t *testing.T) {
 	arch := filepath.Join(foreign, "usr/bin/dpkg")
 	assert.NilError(t, os.Remove(arch))
 	assert.NilError(t, os.WriteFile(arch, []byte("#!/bin/sh\necho m68k\n"), 0o755))
+	older := filepath.Join(t.TempDir(), "older")
+	mustRun(t, "cp", "-a", sharedBase(t), older)
+	mustRun(t, "sed", "-i", "s/^VERSION_CODENAME=.*/VERSION_CODENAME=potato/", filepath.Join(older, "usr/lib/os-release"))
+	mustRun(t, "sed", "-i", "/^Package: dkms$/,/^$/d; s/^Version: .*/Version: 999/", filepath.Join(older, "var/lib/dpkg/status"))
 	for _, row := range []struct {
 		base string
 		code int
@@ -431,6 +435,7 @@ func TestBadBase(t *testing.T) {
 		{empty, 1, []string{"there is no /usr/bin/dpkg in it", "hint: it must be a tar archive, or the directory"}},
 		{file, 1, []string{"cannot take " + file + " as the base system", "hint: it must be a tar archive, or the directory"}},
 		{foreign, 1, []string{"the given base system is for m68k, and this host is "}},
+		{older, 1, []string{"cannot complete the base system: ", "hint: the given base system is of potato, and the first repository has " + ownSources(t)[0].Suite}},
 	} {
 		r := command{name: "mkchroot", args: []string{"--work-dir", work, "--base", row.base}}.run(t).mustExit(t, row.code).mustSay(t, row.says...)
 		command{name: "rmchroot", stdin: r.raw}.run(t).mustExit(t, row.code)

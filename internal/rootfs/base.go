@@ -120,16 +120,7 @@ func baseError(err error, spec BaseSpec, output string) error {
 	}
 	reason := baseReason(output, exit)
 	err = fmt.Errorf("cannot make the base system: %s", reason)
-	switch {
-	case strings.Contains(reason, "GPG error"):
-		return diag.WithHint(err, "the repository is signed by a key that was not given: --repo 'deb [signed-by=KEYRING] uri suite components'")
-	case strings.Contains(reason, "401  "), strings.Contains(reason, "407  "):
-		return diag.WithHint(err, "it wants a login: --auth-conf names a file with it")
-	case strings.Contains(reason, "certificate"):
-		return diag.WithHint(err, "--load-cert names the certificate of an authority of your own")
-	case strings.Contains(reason, "Failed to fetch"), strings.Contains(reason, "does not have a Release file"):
-		return diag.WithHint(err, "look at the mirror's address, the suite's name and the network; --repo takes another mirror")
-	case strings.Contains(reason, "No space left"):
+	if strings.Contains(reason, "No space left") {
 		return diag.WithHint(err, "a tree needs about 1 GB; --work-dir names another place")
 	}
 	return err
