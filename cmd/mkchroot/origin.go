@@ -331,6 +331,8 @@ func advise(err error) error {
 		return diag.WithHint(err, "the proxy wants a login: --auth-conf names a file with it, as in 'machine http://proxy.example.org:3128 login … password …'")
 	case says("certificate"), says("Certificate"):
 		return diag.WithHint(err, "--load-cert names the certificate of an authority of your own")
+	case says(" is expired"):
+		return diag.WithHint(err, "the mirror is old; --repo 'deb [check-valid-until=no] uri suite components' takes it all the same")
 	case says("Failed to fetch"), says("does not have a Release file"):
 		return diag.WithHint(err, "look at the mirror's address, the suite's name and the network; --repo takes another mirror")
 	}

@@ -188,11 +188,12 @@ func TestAdvise(t *testing.T) {
 	t.Parallel()
 	assert.NilError(t, advise(nil))
 	for text, want := range map[string]string{
-		"cannot complete the base system: Failed to fetch http://127.0.0.1:8643/./Packages  401  Unauthorized [IP: 127.0.0.1 8643]":        "it wants a login",
-		"cannot make the base system: Failed to fetch http://example.org/dists/x/InRelease  407  Proxy Authentication Required":            "the proxy wants a login",
-		"Failed to fetch https://127.0.0.1/  Certificate verification failed: The certificate is NOT trusted.":                             "--load-cert names",
-		"GPG error: http://example.org x InRelease: The following signatures couldn't be verified because the public key is not available": "signed by a key that was not given",
-		"The repository 'http://example.org/debian x Release' does not have a Release file.":                                               "look at the mirror's address",
+		"cannot complete the base system: Failed to fetch http://127.0.0.1:8643/./Packages  401  Unauthorized [IP: 127.0.0.1 8643]":                "it wants a login",
+		"cannot make the base system: Failed to fetch http://example.org/dists/x/InRelease  407  Proxy Authentication Required":                    "the proxy wants a login",
+		"Failed to fetch https://127.0.0.1/  Certificate verification failed: The certificate is NOT trusted.":                                     "--load-cert names",
+		"GPG error: http://example.org x InRelease: The following signatures couldn't be verified because the public key is not available":         "signed by a key that was not given",
+		"The repository 'http://example.org/debian x Release' does not have a Release file.":                                                       "look at the mirror's address",
+		"Release file for copy:/srv/old/./Release is expired (invalid since 1059d 14h 21min 9s). Updates for this repository will not be applied.": "check-valid-until=no",
 		"something else": "",
 	} {
 		got := diag.Hint(advise(errors.New(text)))

@@ -111,7 +111,7 @@ func (i Inside) run(ctx context.Context, network bool, args ...string) error {
 	var exit *sandbox.ExitError
 	if errors.As(err, &exit) {
 		if reason := Reason(out.String()); reason != "" {
-			return &Failure{Reason: reason, Output: out.String(), Err: err}
+			return &Failure{Reason: sandbox.Outside(reason, i.Fetch), Output: out.String(), Err: err}
 		}
 	}
 	return err

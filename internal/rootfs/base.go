@@ -119,7 +119,7 @@ func baseError(err error, spec BaseSpec, output string) error {
 		return diag.WithHint(err, "it must be a tar archive, or the directory, of a whole Debian or Ubuntu system with apt in it")
 	}
 	reason := baseReason(output, exit)
-	err = fmt.Errorf("cannot make the base system: %s", reason)
+	err = fmt.Errorf("cannot make the base system: %s", sandbox.Outside(reason, spec.Fetch))
 	if strings.Contains(reason, "No space left") {
 		return diag.WithHint(err, "a tree needs about 1 GB; --work-dir names another place")
 	}
@@ -190,7 +190,7 @@ func baseReason(output string, exit *sandbox.ExitError) string {
 				continue
 			}
 		}
-		vague := strings.HasPrefix(text, "apt-get ") || strings.Contains(text, "failed: ") || strings.HasPrefix(text, "Sub-process") || strings.HasPrefix(text, "Some index files")
+		vague := strings.HasPrefix(text, "apt-get ") || text == "mmdebstrap failed to run" || strings.Contains(text, "failed: ") || strings.HasPrefix(text, "Sub-process") || strings.HasPrefix(text, "Some index files")
 		if !vague && len(reasons) < 2 {
 			reasons = append(reasons, text)
 		}
