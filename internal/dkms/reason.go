@@ -290,9 +290,10 @@ var (
 )
 
 var (
-	buildDir = regexp.MustCompile(`/var/lib/dkms/[^/\s]+/[^/\s]+/build/(?:\./)?`)
-	colours  = regexp.MustCompile(`\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])`)
-	quotes   = strings.NewReplacer("‘", "'", "’", "'", "`", "'")
+	buildDir  = regexp.MustCompile(`/var/lib/dkms/[^/\s]+/[^/\s]+/build/(?:\./)?`)
+	colours   = regexp.MustCompile(`\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])`)
+	secondary = regexp.MustCompile(` \{aka '[^}]*'\}| \[-W[^\]]*\]`)
+	quotes    = strings.NewReplacer("‘", "'", "’", "'", "`", "'")
 )
 
 func shorten(s string) string { return buildDir.ReplaceAllString(s, "") }
@@ -301,6 +302,10 @@ func shorten(s string) string { return buildDir.ReplaceAllString(s, "") }
 func tidy(s string) string {
 	s = diag.Printable(quotes.Replace(shorten(s)))
 	if utf8.RuneCountInString(s) <= maxReason {
+		return s
+	}
+	// What the compiler says twice, and by which option, goes first.
+	if s = secondary.ReplaceAllString(s, ""); utf8.RuneCountInString(s) <= maxReason {
 		return s
 	}
 	// The place at the end says more than the end of the text.

@@ -321,6 +321,17 @@ func FuzzReason(f *testing.F) {
 	})
 }
 
+// TestReasonWithoutAka is librem-ec-acpi-dkms, and what vpoll-dkms says in the end, on 6.12.
+func TestReasonWithoutAka(t *testing.T) {
+	t.Parallel()
+	const long = "initialization of ‘int (*)(struct power_supply *, struct acpi_battery_hook *)’ from incompatible pointer type ‘int (*)(struct power_supply *)’ [-Werror=incompatible-pointer-types]"
+	assert.Equal(t, Reason("/var/lib/dkms/a/1/build/librem_ec_acpi.c:276:24: error: "+long+"\n", ""),
+		"error: initialization of 'int (*)(struct power_supply *, struct acpi_battery_hook *)' from incompatible pointer type 'int (*)(struct power_supply *)' (librem_ec_acpi.c:276)")
+	const aka = "assignment to ‘char * (*)(const struct device *, umode_t *)’ {aka ‘char * (*)(const struct device *, short unsigned int *)’} from incompatible pointer type ‘char * (*)(struct device *, umode_t *)’ {aka ‘char * (*)(struct device *, short unsigned int *)’}"
+	assert.Equal(t, Reason("vpoll.c:117:38: error: "+aka+" [-Werror=incompatible-pointer-types]\n", ""),
+		"error: assignment to 'char * (*)(const struct device *, umode_t *)' from incompatible pointer type 'char * (*)(struct device *, umode_t *)' (vpoll.c:117)")
+}
+
 // TestReasonKeepsThePlace is for messages longer than a reason may be.
 func TestReasonKeepsThePlace(t *testing.T) {
 	t.Parallel()
