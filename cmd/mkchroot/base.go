@@ -209,9 +209,22 @@ func (b *baseMaker) complete(ctx context.Context, inside apt.Inside, dir string)
 		}
 	}
 	if err := b.install(ctx, inside, dir); err != nil {
-		return fmt.Errorf("cannot complete the base system: %w", err)
+		return b.ofAnother(ctx, inside, fmt.Errorf("cannot complete the base system: %w", err))
 	}
 	return nil
+}
+
+// ofAnother adds to an error that the given tree is of another suite than the
+// repositories, as apt says only which packages do not fit.
+func (b *baseMaker) ofAnother(ctx context.Context, inside apt.Inside, err error) error {
+	if b.given == "" || diag.Hint(err) != "" || ctx.Err() != nil {
+		return err
+	}
+	out, failed := inside.Output(ctx, "sh", "-c", ". /etc/os-release && echo $VERSION_CODENAME")
+	if codename := strings.TrimSpace(string(out)); failed == nil && codename != "" && codename != b.sources[0].Suite {
+		return diag.WithHint(err, "the given base system is of %s, and the first repository has %s: --release or --repo names others", diag.Printable(codename), b.sources[0].Suite)
+	}
+	return err
 }
 
 func (b *baseMaker) install(ctx context.Context, inside apt.Inside, dir string) error {

@@ -39,7 +39,7 @@ type options struct {
 	httpProxy  string
 	httpsProxy string
 	direct     cli.List
-	cert       string
+	certFiles  cli.List
 	auth       string
 	base       string
 	workDir    string
@@ -56,6 +56,8 @@ type options struct {
 	fuel        apt.Settings // of --settings
 	proxies     []apt.Proxy
 	logins      []apt.Login // for the proxies
+	authConf    []byte      // of --auth-conf
+	certs       []byte      // of --load-cert, PEM
 }
 
 var (
@@ -90,7 +92,7 @@ func (o *options) check([]string) (err error) {
 	if err := o.checkNetwork(); err != nil {
 		return err
 	}
-	for flag, path := range map[string]*string{"base": &o.base, "load-cert": &o.cert, "auth-conf": &o.auth} {
+	for flag, path := range map[string]*string{"base": &o.base, "auth-conf": &o.auth} {
 		if *path == "" {
 			continue
 		}
@@ -100,6 +102,9 @@ func (o *options) check([]string) (err error) {
 		if _, err := os.Stat(*path); err != nil {
 			return cli.Usagef("--%s: %w", flag, err)
 		}
+	}
+	if err := o.readFiles(); err != nil {
+		return err
 	}
 	if o.workDir, err = rootfs.WorkDir(o.workDir); err != nil {
 		return err
@@ -169,7 +174,7 @@ func main() {
 			fs.StringVar(&o.httpProxy, "http-proxy", "", "`address` of the proxy for http, and for https without --https-proxy")
 			fs.StringVar(&o.httpsProxy, "https-proxy", "", "`address` of the proxy for https")
 			fs.Var(&o.direct, "direct-repo-addr", "`host` that is asked without a proxy")
-			fs.StringVar(&o.cert, "load-cert", "", "`file` with the certificate of an authority that https repositories may have, besides the host's")
+			fs.Var(&o.certFiles, "load-cert", "`file` with certificates of authorities that https repositories may have, besides the host's")
 			fs.StringVar(&o.auth, "auth-conf", "", "`file` with logins for repositories and proxies, auth.conf(5)")
 			fs.StringVar(&o.base, "base", "", "`path` of a ready system to build in, a tar archive or a directory; what it lacks is installed")
 			fs.StringVar(&o.cacheDir, "cache-dir", "", "`directory` of what runs can use again: base systems, headers (default cache in the default --work-dir)")

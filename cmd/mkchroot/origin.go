@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
@@ -19,6 +20,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // isDirectory tells a directory of .debs from a repository, which begins with its
@@ -142,6 +144,59 @@ func (o *options) checkNetwork() error {
 	return err
 }
 
+// readFiles reads what apt will fetch by, so that --check finds what is wrong with it.
+func (o *options) readFiles() (err error) {
+	if o.auth != "" {
+		if o.authConf, err = os.ReadFile(o.auth); err != nil {
+			return cli.Usagef("--auth-conf: %w", err)
+		}
+		if !apt.HasLogin(o.authConf) {
+			return diag.WithHint(cli.Usagef("--auth-conf %s: there is no login in it", o.auth), "a login is written as 'machine http://example.org/debian login … password …'")
+		}
+	}
+	for _, path := range o.certFiles {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return cli.Usagef("--load-cert: %w", err)
+		}
+		certs, err := certificates(text, time.Now())
+		if err != nil {
+			return cli.Usagef("--load-cert %s: %w", path, err)
+		}
+		o.certs = append(o.certs, certs...)
+	}
+	return nil
+}
+
+// certificates returns the certificates of a PEM file, without anything else that
+// is in it, such as keys. At least one must be good at that time.
+func certificates(text []byte, now time.Time) (certs []byte, err error) {
+	var expired error
+	good := false
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("a certificate in it cannot be read: %w", err)
+		}
+		if now.After(cert.NotAfter) {
+			expired = fmt.Errorf("the certificate in it expired on %s", cert.NotAfter.UTC().Format(time.DateOnly))
+		} else {
+			good = true
+		}
+		certs = append(certs, pem.EncodeToMemory(block)...)
+	}
+	switch {
+	case certs == nil:
+		return nil, diag.WithHint(errors.New("there is no certificate in it"), "it must be in the PEM format: openssl x509 -inform DER converts it")
+	case !good:
+		return nil, expired
+	}
+	return certs, nil
+}
+
 // An origin is where packages come from, and by what way.
 type origin struct {
 	host        apt.Host
@@ -180,10 +235,10 @@ func findOrigin(ctx context.Context, msg *cli.Messenger, o *options) (*origin, e
 		}
 		from.proxies, logins = append(proxies, from.proxies...), append(logins, more...)
 	}
-	if from.auth, err = authConf(logins, o.auth); err != nil {
+	if from.auth, err = authConf(logins, o.authConf); err != nil {
 		return nil, err
 	}
-	from.certs, err = from.authorities(o.cert)
+	from.certs, err = from.authorities(o.certs)
 	return from, err
 }
 
@@ -221,15 +276,11 @@ func mainFirst(sources []apt.Source, release string) ([]apt.Source, error) {
 	return slices.Concat(sources[i:i+1], sources[:i], sources[i+1:]), nil
 }
 
-// authConf puts together the logins of addresses, the file given, and the host's.
-func authConf(logins []apt.Login, path string) ([]byte, error) {
+// authConf puts together the logins of addresses, those given, and the host's.
+func authConf(logins []apt.Login, given []byte) ([]byte, error) {
 	auth := apt.AuthConf(logins)
-	if path != "" {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("cannot read the logins: %w", err)
-		}
-		auth = append(append(auth, text...), '\n')
+	if given != nil {
+		auth = append(append(auth, given...), '\n')
 	}
 	host, err := apt.HostAuth("/etc/apt")
 	if err != nil {
@@ -241,29 +292,19 @@ func authConf(logins []apt.Login, path string) ([]byte, error) {
 // hostAuthorities are the certificate authorities that the host trusts.
 const hostAuthorities = "/etc/ssl/certs/ca-certificates.crt"
 
-// authorities are the host's and the one given. With them the tree needs none of
+// authorities are the host's and those given. With them the tree needs none of
 // its own.
-func (f *origin) authorities(path string) ([]byte, error) {
+func (f *origin) authorities(given []byte) ([]byte, error) {
 	https := slices.ContainsFunc(f.sources, func(s apt.Source) bool { return strings.HasPrefix(s.URI, "https:") }) ||
 		slices.ContainsFunc(f.proxies, func(p apt.Proxy) bool { return strings.HasPrefix(p.Address, "https:") })
-	if path == "" && !https {
+	if given == nil && !https {
 		return nil, nil
 	}
 	certs, err := os.ReadFile(hostAuthorities)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("cannot read the host's certificate authorities: %w", err)
 	}
-	if path == "" {
-		return certs, nil
-	}
-	own, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the certificate: %w", err)
-	}
-	if block, _ := pem.Decode(own); block == nil || block.Type != "CERTIFICATE" {
-		return nil, diag.WithHint(cli.Usagef("--load-cert %s: there is no certificate in it", path), "it must be in the PEM format: openssl x509 -inform DER converts it")
-	}
-	return slices.Concat(certs, []byte("\n"), own), nil
+	return slices.Concat(certs, []byte("\n"), given), nil
 }
 
 // prioritised says whether apt must be told to prefer some repositories.
@@ -274,6 +315,29 @@ func (f *origin) prioritised() bool {
 // givenPriority is that of directories of .debs: above all else, and high enough
 // that what is older in them is taken, too.
 const givenPriority = 1001
+
+// advise adds to an error what to do about it, where apt says why it could not fetch.
+func advise(err error) error {
+	if err == nil || diag.Hint(err) != "" {
+		return err
+	}
+	says := func(text string) bool { return strings.Contains(err.Error(), text) }
+	switch {
+	case says("GPG error"):
+		return diag.WithHint(err, "the repository is signed by a key that was not given: --repo 'deb [signed-by=KEYRING] uri suite components'")
+	case says("401  "):
+		return diag.WithHint(err, "it wants a login: --auth-conf names a file with it, as in 'machine http://example.org/debian login … password …'; without http:// a login is for https alone")
+	case says("407  "):
+		return diag.WithHint(err, "the proxy wants a login: --auth-conf names a file with it, as in 'machine http://proxy.example.org:3128 login … password …'")
+	case says("certificate"), says("Certificate"):
+		return diag.WithHint(err, "--load-cert names the certificate of an authority of your own")
+	case says(" is expired"):
+		return diag.WithHint(err, "the mirror is old; --repo 'deb [check-valid-until=no] uri suite components' takes it all the same")
+	case says("Failed to fetch"), says("does not have a Release file"):
+		return diag.WithHint(err, "look at the mirror's address, the suite's name and the network; --repo takes another mirror")
+	}
+	return err
+}
 
 // provide puts what apt fetches by into the tree, with copies of the directories
 // of .debs as repositories of their own, and tells the repositories as the document

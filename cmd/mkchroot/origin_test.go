@@ -1,12 +1,20 @@
 package main
 
 import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/x509"
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
-	"os"
+	"encoding/pem"
+	"errors"
+	"math/big"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"gotest.tools/v3/assert"
 )
@@ -102,17 +110,96 @@ func TestMainFirst(t *testing.T) {
 
 func TestAuthorities(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "ca.pem")
-	write(t, path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-	none, err := (&origin{sources: []apt.Source{{URI: "http://example.org/"}}}).authorities("")
+	none, err := (&origin{sources: []apt.Source{{URI: "http://example.org/"}}}).authorities(nil)
 	assert.NilError(t, err)
 	assert.Assert(t, none == nil)
-	own, err := (&origin{}).authorities(path)
+	own, err := (&origin{}).authorities([]byte("given\n"))
 	assert.NilError(t, err)
-	text, err := os.ReadFile(path)
+	assert.Assert(t, bytes.HasSuffix(own, []byte("\ngiven\n")))
+}
+
+// certificate makes one that is good for the year 2026.
+func certificate(t *testing.T) (cert, key []byte) {
+	t.Helper()
+	_, private, err := ed25519.GenerateKey(nil)
 	assert.NilError(t, err)
-	assert.Equal(t, string(own[len(own)-len(text):]), string(text))
-	write(t, path, "no certificate")
-	_, err = (&origin{}).authorities(path)
-	assert.ErrorContains(t, err, "there is no certificate in it")
+	date := func(year int) time.Time { return time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC) }
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: date(2026), NotAfter: date(2027), IsCA: true}
+	der, err := x509.CreateCertificate(nil, template, template, private.Public(), private)
+	assert.NilError(t, err)
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	assert.NilError(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})
+}
+
+// A file of certificates gives these alone: the tree's copy is for everybody.
+func TestCertificates(t *testing.T) {
+	t.Parallel()
+	cert, key := certificate(t)
+	block, _ := pem.Decode(cert)
+	for name, tt := range map[string]struct {
+		text []byte
+		year int
+		want []byte
+		err  string
+	}{
+		"one":               {cert, 2026, cert, ""},
+		"with text and key": {slices.Concat([]byte("Internal CA\n"), key, cert, key), 2026, cert, ""},
+		"two":               {slices.Concat(cert, cert), 2026, slices.Concat(cert, cert), ""},
+		"expired":           {cert, 2027, nil, "the certificate in it expired on 2027-01-01"},
+		"not PEM":           {block.Bytes, 2026, nil, "there is no certificate in it"},
+		"a key":             {key, 2026, nil, "there is no certificate in it"},
+		"empty":             {nil, 2026, nil, "there is no certificate in it"},
+		"damaged":           {bytes.Replace(cert, []byte("\nMI"), []byte("\nAI"), 1), 2026, nil, "a certificate in it cannot be read"},
+		"damaged after one": {slices.Concat(cert, []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")), 2026, nil, "a certificate in it cannot be read"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := certificates(tt.text, time.Date(tt.year, 1, 2, 0, 0, 0, 0, time.UTC))
+			if tt.err != "" {
+				assert.ErrorContains(t, err, tt.err)
+				return
+			}
+			assert.NilError(t, err)
+			assert.Equal(t, string(got), string(tt.want))
+		})
+	}
+}
+
+// What --check must find.
+func TestReadFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "bad.pem")
+	write(t, bad, "no certificate")
+	for want, o := range map[string]*options{
+		"--load-cert " + bad + ": there is no certificate in it": {certFiles: cli.List{bad}},
+		"--load-cert: read " + dir + ": is a directory":          {certFiles: cli.List{dir}},
+		"--auth-conf: read " + dir + ": is a directory":          {auth: dir},
+		"--auth-conf " + bad + ": there is no login in it":       {auth: bad},
+	} {
+		assert.Error(t, o.readFiles(), want)
+	}
+	write(t, filepath.Join(dir, "auth.conf"), "# none\nmachine example.org login a password b\n")
+	assert.NilError(t, (&options{auth: filepath.Join(dir, "auth.conf")}).readFiles())
+}
+
+func TestAdvise(t *testing.T) {
+	t.Parallel()
+	assert.NilError(t, advise(nil))
+	for text, want := range map[string]string{
+		"cannot complete the base system: Failed to fetch http://127.0.0.1:8643/./Packages  401  Unauthorized [IP: 127.0.0.1 8643]":                "it wants a login",
+		"cannot make the base system: Failed to fetch http://example.org/dists/x/InRelease  407  Proxy Authentication Required":                    "the proxy wants a login",
+		"Failed to fetch https://127.0.0.1/  Certificate verification failed: The certificate is NOT trusted.":                                     "--load-cert names",
+		"GPG error: http://example.org x InRelease: The following signatures couldn't be verified because the public key is not available":         "signed by a key that was not given",
+		"The repository 'http://example.org/debian x Release' does not have a Release file.":                                                       "look at the mirror's address",
+		"Release file for copy:/srv/old/./Release is expired (invalid since 1059d 14h 21min 9s). Updates for this repository will not be applied.": "check-valid-until=no",
+		"something else": "",
+	} {
+		got := diag.Hint(advise(errors.New(text)))
+		assert.Assert(t, strings.Contains(got, want), "%s: %s", text, got)
+		assert.Equal(t, got == "", want == "")
+	}
+	first := diag.WithHint(errors.New("401  Unauthorized"), "first")
+	assert.Equal(t, diag.Hint(advise(first)), "first")
 }

@@ -32,6 +32,7 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 		return err
 	}
 
+	defer func() { err = advise(err) }()
 	s.Msg.Announce("creating chroot environment")
 	step := s.Msg.Wait("creating chroot environment")
 	defer step.Done("")

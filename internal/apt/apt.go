@@ -119,7 +119,7 @@ func (i Inside) command(ctx context.Context, network bool, args ...string) (stri
 	var exit *sandbox.ExitError
 	if errors.As(err, &exit) {
 		if reason := Reason(out.String()); reason != "" {
-			err = &Failure{Reason: reason, Output: out.String(), Err: err}
+			err = &Failure{Reason: sandbox.Outside(reason, i.Fetch), Output: out.String(), Err: err}
 		}
 	}
 	return out.String(), err

@@ -172,6 +172,11 @@ func FindLogin(conf []byte, uri string) (user, secret string, ok bool) {
 	return user, secret, true
 }
 
+// HasLogin says whether there is any login in an auth.conf.
+func HasLogin(conf []byte) bool {
+	return slices.Contains(strings.Fields(uncommented(conf)), "machine")
+}
+
 func uncommented(conf []byte) string {
 	var b strings.Builder
 	for line := range strings.Lines(string(conf)) {

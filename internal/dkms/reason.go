@@ -24,8 +24,9 @@ const noReason = "no reason given"
 // counts.
 //
 // The result is printable text of at most 200 runes without colours, never empty. Compilers' errors end
-// in their place: "error: implicit declaration of function 'f' (foo.c:12)". Paths in dkms's build
-// directory are shortened to what follows it.
+// in their place: "error: implicit declaration of function 'f' (foo.c:12)", which is that in the module
+// where it uses a macro of the kernel. Paths in dkms's build directory and in the kernel's headers are
+// shortened to what follows it.
 func Reason(makeLog, output string) string {
 	var best finding
 	best.take(makeLog)
@@ -141,7 +142,11 @@ func (f *finding) line(lines *lines) {
 		f.offer(rankTool, traceback(lines))
 	case compilerError.MatchString(line):
 		m := compilerError.FindStringSubmatch(line)
-		f.offer(rankCompile, strings.ToLower(m[3])+": "+m[4]+place(m[1], m[2]))
+		at := place(m[1], m[2])
+		if kernelFile.MatchString(m[1]) {
+			at = lines.expansion(at)
+		}
+		f.offer(rankCompile, strings.ToLower(m[3])+": "+m[4]+at)
 	case configureError.MatchString(line):
 		text := configureError.FindStringSubmatch(line)[1]
 		if text == "" {
@@ -263,13 +268,32 @@ func place(file, line string) string {
 	if file == "" || strings.HasPrefix(file, "/tmp/") { // the compiler's temporary file
 		return ""
 	}
-	return " (" + path.Clean(shorten(file)) + ":" + line + ")"
+	return " (" + path.Clean(kernelDir.ReplaceAllString(shorten(file), "")) + ":" + line + ")"
+}
+
+// expansion returns where the module uses the macro of the kernel in which the
+// compiler found the error of the current line; else otherwise.
+func (l *lines) expansion(otherwise string) string {
+	ahead := *l
+	for n := 0; n < 40 && ahead.next() && !compilerError.MatchString(ahead.line); n++ {
+		if m := macroExpansion.FindStringSubmatch(ahead.line); m != nil && !kernelFile.MatchString(m[1]) {
+			return place(m[1], m[2])
+		}
+	}
+	return otherwise
 }
 
 var (
-	buildDir = regexp.MustCompile(`/var/lib/dkms/[^/\s]+/[^/\s]+/build/(?:\./)?`)
-	colours  = regexp.MustCompile(`\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])`)
-	quotes   = strings.NewReplacer("‘", "'", "’", "'", "`", "'")
+	kernelFile     = regexp.MustCompile(`^(?:/usr/src/linux-|/lib/modules/|/usr/lib/modules/|(?:\./)?(?:include|arch)/)`)
+	macroExpansion = regexp.MustCompile(`^(\S[^\s:]*):(\d+)(?::\d+)?: note: (?:in expansion of|expanded from) macro `)
+	kernelDir      = regexp.MustCompile(`^/usr/src/linux-[^/]+/`)
+)
+
+var (
+	buildDir  = regexp.MustCompile(`/var/lib/dkms/[^/\s]+/[^/\s]+/build/(?:\./)?`)
+	colours   = regexp.MustCompile(`\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])`)
+	secondary = regexp.MustCompile(` \{aka '[^}]*'\}| \[-W[^\]]*\]`)
+	quotes    = strings.NewReplacer("‘", "'", "’", "'", "`", "'")
 )
 
 func shorten(s string) string { return buildDir.ReplaceAllString(s, "") }
@@ -278,6 +302,10 @@ func shorten(s string) string { return buildDir.ReplaceAllString(s, "") }
 func tidy(s string) string {
 	s = diag.Printable(quotes.Replace(shorten(s)))
 	if utf8.RuneCountInString(s) <= maxReason {
+		return s
+	}
+	// What the compiler says twice, and by which option, goes first.
+	if s = secondary.ReplaceAllString(s, ""); utf8.RuneCountInString(s) <= maxReason {
 		return s
 	}
 	// The place at the end says more than the end of the text.

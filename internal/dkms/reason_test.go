@@ -55,6 +55,31 @@ func TestReason(t *testing.T) {
 			"fatal error: linux/stdarg2.h: No such file or directory (sub/compat.h:7)",
 		},
 		{
+			"gcc, in a macro of the kernel", // vpoll-dkms
+			head30 + "In file included from /usr/src/linux-headers-6.12.95+deb12-common/include/linux/linkage.h:7,\n                 from /var/lib/dkms/a/1/build/vpoll.c:3:\n" +
+				"/var/lib/dkms/a/1/build/vpoll.c: In function ‘vpoll_init’:\n" +
+				"/usr/src/linux-headers-6.12.95+deb12-common/include/linux/init.h:180:22: error: passing argument 1 of ‘class_create’ from incompatible pointer type [-Werror=incompatible-pointer-types]\n" +
+				"  180 | #define THIS_MODULE (&__this_module)\n      |                     ~^~~~~~~~~~~~~~~\n" +
+				"/var/lib/dkms/a/1/build/vpoll.c:112:44: note: in expansion of macro ‘THIS_MODULE’\n  112 |                 vpoll_class = class_create(THIS_MODULE, NAME);\n" +
+				"/var/lib/dkms/a/1/build/vpoll.c:112:31: error: too many arguments to function ‘class_create’\n" + tail30,
+			out30,
+			"error: passing argument 1 of 'class_create' from incompatible pointer type [-Werror=incompatible-pointer-types] (vpoll.c:112)",
+		},
+		{
+			"gcc, in a macro in a macro, paths of 6.13 and later",
+			head30 + "include/linux/compiler_types.h:522:45: error: call to ‘__compiletime_assert_1’ declared with attribute error: no\n" +
+				"include/linux/compiler_types.h:503:25: note: in definition of macro ‘__compiletime_assert’\n" +
+				"include/linux/build_bug.h:39:37: note: in expansion of macro ‘compiletime_assert’\nfoo.c:9:2: note: in expansion of macro ‘BUILD_BUG_ON’\n" + tail30,
+			out30,
+			"error: call to '__compiletime_assert_1' declared with attribute error: no (foo.c:9)",
+		},
+		{
+			"gcc, in a header of the kernel",
+			head30 + "/usr/src/linux-headers-6.12.95+deb12-common/include/linux/foo.h:7:1: error: first\nfoo.c:1:1: error: second\nfoo.c:9:2: note: in expansion of macro ‘A’\n" + tail30,
+			out30,
+			"error: first (include/linux/foo.h:7)",
+		},
+		{
 			"clang, in colours",
 			head32 + "\x1b[1m/var/lib/dkms/a/1/build/foo.c:12:5: \x1b[0m\x1b[0;1;31merror: \x1b[0m\x1b[1mincompatible function pointer types [-Wincompatible-function-pointer-types]\x1b[0m\n1 error generated.\n" + tail32,
 			out32,
@@ -294,6 +319,17 @@ func FuzzReason(f *testing.F) {
 		}
 		Skipped(9, output)
 	})
+}
+
+// TestReasonWithoutAka is librem-ec-acpi-dkms, and what vpoll-dkms says in the end, on 6.12.
+func TestReasonWithoutAka(t *testing.T) {
+	t.Parallel()
+	const long = "initialization of ‘int (*)(struct power_supply *, struct acpi_battery_hook *)’ from incompatible pointer type ‘int (*)(struct power_supply *)’ [-Werror=incompatible-pointer-types]"
+	assert.Equal(t, Reason("/var/lib/dkms/a/1/build/librem_ec_acpi.c:276:24: error: "+long+"\n", ""),
+		"error: initialization of 'int (*)(struct power_supply *, struct acpi_battery_hook *)' from incompatible pointer type 'int (*)(struct power_supply *)' (librem_ec_acpi.c:276)")
+	const aka = "assignment to ‘char * (*)(const struct device *, umode_t *)’ {aka ‘char * (*)(const struct device *, short unsigned int *)’} from incompatible pointer type ‘char * (*)(struct device *, umode_t *)’ {aka ‘char * (*)(struct device *, short unsigned int *)’}"
+	assert.Equal(t, Reason("vpoll.c:117:38: error: "+aka+" [-Werror=incompatible-pointer-types]\n", ""),
+		"error: assignment to 'char * (*)(const struct device *, umode_t *)' from incompatible pointer type 'char * (*)(struct device *, umode_t *)' (vpoll.c:117)")
 }
 
 // TestReasonKeepsThePlace is for messages longer than a reason may be.

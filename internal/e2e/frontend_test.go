@@ -83,6 +83,7 @@ func TestFrontEndUsage(t *testing.T) {
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--timeout", "soon"}, "--timeout"},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--build-package", "libelf-dev", "./libssl-dev.deb"}, `--build-package "./libssl-dev.deb": not the name of a package`},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--kver", "new", "--keep-kernels", "-1"}, "--keep-kernels"},
+		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--load-cert", "/dev/null"}, "--load-cert /dev/null: there is no certificate in it"},
 		{[]string{"--dkms", "/nonexistent/x.deb", "--out-dir", out}, "no such file"},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--config", "/nonexistent"}, "/nonexistent"},
 	} {

@@ -362,11 +362,25 @@ func TestCredentials(t *testing.T) {
 	noTrees(t, work)
 }
 
-// TestAirGap: with a base system in an archive and a mirror in a directory, the
-// whole job works where there is no network at all.
+// withoutNetwork runs a command where loopback alone is up, and there a server of the
+// directory on port 8642.
+const withoutNetwork = `
+busybox ip link set lo up
+busybox httpd -f -p 127.0.0.1:8642 -h "$1" &
+server=$!
+shift
+until busybox wget -q -O /dev/null http://127.0.0.1:8642/Release; do sleep 0.1; done
+code=0
+"$@" || code=$?
+kill $server
+exit $code
+`
+
+// TestAirGap: with a base system and a mirror in a directory, or on a server, the
+// whole job works where there is no other network.
 func TestAirGap(t *testing.T) {
 	t.Parallel()
-	work, out, mirror, dir := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
+	mirror, dir := t.TempDir(), t.TempDir()
 	kver := currentKernel(t, "amd64")
 	base := filepath.Join(dir, "base.tar.zst")
 	own := ownSources(t)
@@ -385,13 +399,22 @@ func TestAirGap(t *testing.T) {
 	index(t, mirror, "mirror")
 
 	cmd := command{name: "dkms2bin"}.command(t.Context())
-	offline := exec.CommandContext(t.Context(), "unshare", "--net", cmd.Path, "--base", base, "--repo", "deb [trusted=yes] file:"+mirror+" ./",
-		"--dkms", "bbswitch-dkms", "--out-dir", out, "--work-dir", work, "--index")
-	text, err = offline.CombinedOutput()
-	assert.NilError(t, err, "%s", text)
-	t.Logf("%s", text)
-	assert.Equal(t, len(debFiles(t, out)), 1)
-	noTrees(t, work)
+	for _, row := range []struct{ name, base, mirror string }{
+		{"archive and directory", base, "file:" + mirror},
+		{"directory and server", sharedBase(t), "http://127.0.0.1:8642/"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			work, out := t.TempDir(), t.TempDir()
+			offline := exec.CommandContext(t.Context(), "unshare", "--net", "sh", "-euc", withoutNetwork, "sh", mirror,
+				cmd.Path, "--base", row.base, "--repo", "deb [trusted=yes] "+row.mirror+" ./",
+				"--dkms", "bbswitch-dkms", "--out-dir", out, "--work-dir", work, "--index")
+			text, err := offline.CombinedOutput()
+			t.Logf("%s", text)
+			assert.NilError(t, err)
+			assert.Equal(t, len(debFiles(t, out)), 1)
+			noTrees(t, work)
+		})
+	}
 }
 
 // TestBadBase: a base system that is none.
@@ -405,6 +428,10 @@ func TestBadBase(t *testing.T) {
 	arch := filepath.Join(foreign, "usr/bin/dpkg")
 	assert.NilError(t, os.Remove(arch))
 	assert.NilError(t, os.WriteFile(arch, []byte("#!/bin/sh\necho m68k\n"), 0o755))
+	older := filepath.Join(t.TempDir(), "older")
+	mustRun(t, "cp", "-a", sharedBase(t), older)
+	mustRun(t, "sed", "-i", "s/^VERSION_CODENAME=.*/VERSION_CODENAME=potato/", filepath.Join(older, "usr/lib/os-release"))
+	mustRun(t, "sed", "-i", "/^Package: dkms$/,/^$/d; s/^Version: .*/Version: 999/", filepath.Join(older, "var/lib/dpkg/status"))
 	for _, row := range []struct {
 		base string
 		code int
@@ -414,6 +441,7 @@ func TestBadBase(t *testing.T) {
 		{empty, 1, []string{"there is no /usr/bin/dpkg in it", "hint: it must be a tar archive, or the directory"}},
 		{file, 1, []string{"cannot take " + file + " as the base system", "hint: it must be a tar archive, or the directory"}},
 		{foreign, 1, []string{"the given base system is for m68k, and this host is "}},
+		{older, 1, []string{"cannot complete the base system: ", "hint: the given base system is of potato, and the first repository has " + ownSources(t)[0].Suite}},
 	} {
 		r := command{name: "mkchroot", args: []string{"--work-dir", work, "--base", row.base}}.run(t).mustExit(t, row.code).mustSay(t, row.says...)
 		command{name: "rmchroot", stdin: r.raw}.run(t).mustExit(t, row.code)

@@ -215,6 +215,34 @@ func TestMakefile(t *testing.T) {
 	assert.Assert(t, !strings.Contains(text, "dkmsbuild"), "there was nothing to do: %s", text)
 }
 
+// TestMakefileNew: the kernel that is new is built for, once; when no kernel is new,
+// nothing is built, and nothing fails.
+func TestMakefileNew(t *testing.T) {
+	t.Parallel()
+	work, out, states := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "states")
+	base, current := sharedBase(t), currentKernel(t, "amd64")
+	dir := source(t, "fresh", goodModule("fresh"))
+	run := func(goals ...string) string {
+		cmd := exec.Command("make", append(goals, "-j2", "-f", filepath.Join(scripts, "dkms2bin.mk"), "DKMS="+dir, "KVERS=new", "OUT_DIR="+out,
+			"STATE_DIR="+states, "MKCHROOT_FLAGS=--keep-kernels 1 --base "+base+" --work-dir "+work)...)
+		text, err := cmd.CombinedOutput()
+		t.Logf("%s", text)
+		assert.NilError(t, err)
+		return string(text)
+	}
+	text := run()
+	assert.Assert(t, strings.Contains(text, "installing fresh package, building for "+current+" .. OK\n"), text)
+	assert.Equal(t, len(debFiles(t, out)), 1)
+	assert.Assert(t, !strings.Contains(run(), "mkchroot"), "there was nothing to do")
+	run("clean")
+	noTrees(t, work)
+	text = run()
+	assert.Assert(t, strings.Contains(text, "no kernel is new") && !strings.Contains(text, "building for"), text)
+	assert.Equal(t, len(debFiles(t, out)), 1)
+	run("clean")
+	noTrees(t, work)
+}
+
 // stub stands for each program of the Makefile. PROGRAM.code in the directory
 // above is its exit code, PROGRAM.builds the builds that it adds, PROGRAM.kill has
 // it end the group as Ctrl-C does, and calls lists what was run on which input.

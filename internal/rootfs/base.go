@@ -122,17 +122,8 @@ func baseError(err error, spec BaseSpec, output string) error {
 		return diag.WithHint(err, "it must be a tar archive, or the directory, of a whole Debian or Ubuntu system with apt in it")
 	}
 	reason := baseReason(output, exit)
-	err = fmt.Errorf("cannot make the base system: %s", reason)
-	switch {
-	case strings.Contains(reason, "GPG error"):
-		return diag.WithHint(err, "the repository is signed by a key that was not given: --repo 'deb [signed-by=KEYRING] uri suite components'")
-	case strings.Contains(reason, "401  "), strings.Contains(reason, "407  "):
-		return diag.WithHint(err, "it wants a login: --auth-conf names a file with it")
-	case strings.Contains(reason, "certificate"):
-		return diag.WithHint(err, "--load-cert names the certificate of an authority of your own")
-	case strings.Contains(reason, "Failed to fetch"), strings.Contains(reason, "does not have a Release file"):
-		return diag.WithHint(err, "look at the mirror's address, the suite's name and the network; --repo takes another mirror")
-	case strings.Contains(reason, "No space left"):
+	err = fmt.Errorf("cannot make the base system: %s", sandbox.Outside(reason, spec.Fetch))
+	if strings.Contains(reason, "No space left") {
 		return diag.WithHint(err, "a tree needs about 1 GB; --work-dir names another place")
 	}
 	return err
@@ -232,7 +223,7 @@ func baseReason(output string, exit *sandbox.ExitError) string {
 				continue
 			}
 		}
-		vague := strings.HasPrefix(text, "apt-get ") || strings.Contains(text, "failed: ") || strings.HasPrefix(text, "Sub-process") || strings.HasPrefix(text, "Some index files")
+		vague := strings.HasPrefix(text, "apt-get ") || text == "mmdebstrap failed to run" || strings.Contains(text, "failed: ") || strings.HasPrefix(text, "Sub-process") || strings.HasPrefix(text, "Some index files")
 		if !vague && len(reasons) < 2 {
 			reasons = append(reasons, text)
 		}

@@ -24,6 +24,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -53,6 +54,17 @@ type Bind struct {
 	Source string // on the host
 	Target string // absolute, inside; below /run and (with Root.Host) /tmp it is created
 	Write  bool
+}
+
+// Outside gives a text that was printed inside with the names that files have on
+// the host, for people to find them.
+func Outside(text string, binds []Bind) string {
+	// repository-1 begins repository-10.
+	binds = slices.SortedFunc(slices.Values(binds), func(a, b Bind) int { return len(b.Target) - len(a.Target) })
+	for _, b := range binds {
+		text = strings.ReplaceAll(text, b.Target, b.Source)
+	}
+	return text
 }
 
 // A File puts given content over a file inside for the time of the run. The

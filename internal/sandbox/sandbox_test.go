@@ -324,3 +324,9 @@ func TestWritesLandInUpper(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, out, "new\nold\nmore\nhosts\nnew\nold\n7:8\n")
 }
+
+func TestOutside(t *testing.T) {
+	t.Parallel()
+	binds := []Bind{{Source: "/a", Target: "/run/r-1"}, {Source: "/b", Target: "/run/r-10"}}
+	assert.Equal(t, Outside("copy:/run/r-10/x and file:/run/r-1/y, not /run/r", binds), "copy:/b/x and file:/a/y, not /run/r")
+}
