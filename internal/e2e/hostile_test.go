@@ -272,7 +272,7 @@ func (h *host) look(t *testing.T) map[string]string {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	assert.NilError(t, err)
 	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); !strings.Contains(fields[4], "/dkms2bin-e2e-") && !strings.HasPrefix(fields[4], os.TempDir()) {
+		if fields := strings.Fields(line); !strings.HasPrefix(fields[4], "/var/tmp/") && !strings.HasPrefix(fields[4], os.TempDir()) { // where other tests mount
 			seen["mount "+fields[4]] = fields[3] + " " + fields[5]
 		}
 	}
@@ -285,8 +285,11 @@ func (h *host) look(t *testing.T) map[string]string {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.victims.Process.Pid))
 	assert.NilError(t, err)
 	for line := range strings.Lines(string(status)) {
-		if strings.HasPrefix(line, "State:") || strings.HasPrefix(line, "TracerPid:") {
+		if strings.HasPrefix(line, "TracerPid:") {
 			seen["process "+line] = ""
+		}
+		if state, ok := strings.CutPrefix(line, "State:\t"); ok {
+			seen["process is stopped or dead"] = fmt.Sprint(strings.ContainsAny(state[:1], "TtZX"))
 		}
 	}
 	offset := time.Since(started).Round(time.Second) - time.Duration(time.Now().Unix()-started.Unix())*time.Second
