@@ -141,14 +141,15 @@ func (b *builder) take(ctx context.Context, i int, res dkms.Result, archive stri
 func (b *builder) refuse(ctx context.Context, spec dkms.BuildSpec, reason string) (res dkms.Result, err error) {
 	limited, cancel := context.WithTimeout(ctx, spec.Timeout)
 	defer cancel()
+	res = dkms.Result{Outcome: dkms.OutcomeFailed, Reason: reason}
 	text, excluded, err := dkms.Excluded(limited, spec.Spec, spec.Module, spec.Kernel)
 	switch {
 	case ctx.Err() != nil:
 		return res, err
 	case err == nil && excluded:
-		return dkms.Result{Outcome: dkms.OutcomeSkipped, Reason: text}, nil
+		res = dkms.Result{Outcome: dkms.OutcomeSkipped, Reason: text}
 	}
-	return dkms.Result{Outcome: dkms.OutcomeFailed, Reason: reason}, os.WriteFile(spec.Log, []byte(reason+"\n"), 0o644)
+	return res, os.WriteFile(spec.Log, []byte(res.Reason+"\n"), 0o644)
 }
 
 func (b *builder) notBuilt(i int) bool { return b.jobs[i].record.Status != state.Built }
