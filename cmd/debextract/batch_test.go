@@ -67,7 +67,8 @@ func TestJudge(t *testing.T) {
 				testCandidate("c", []string{"b/1"}, crcs{"a1": 5, "b1": 6}, nil),
 				testCandidate("b", []string{"a/1"}, crcs{"a1": 5}, crcs{"b1": 6}),
 				testCandidate("a", nil, nil, crcs{"a1": 5}),
-			}, nil,
+			},
+			nil,
 		},
 		{
 			"what is below cannot be loaded",

@@ -194,11 +194,15 @@ func TestSets(t *testing.T) {
 		says   string
 	}{
 		{
-			"flavours", []string{"a 1 6.1.0-55-amd64 built", "a 1 6.1.0-56-amd64 built", "a 1 6.1.0-55-cloud-amd64 built", "a 1 6.1.0-56-cloud-amd64 failed"},
-			[]string{"site-amd64 6.1.56.1+1", "site-cloud-amd64 6.1.55.1+1"}, "site-cloud-amd64 does not move on: a was not built for 6.1.0-56-cloud-amd64 (failed)",
+			"flavours",
+			[]string{"a 1 6.1.0-55-amd64 built", "a 1 6.1.0-56-amd64 built", "a 1 6.1.0-55-cloud-amd64 built", "a 1 6.1.0-56-cloud-amd64 failed"},
+			[]string{"site-amd64 6.1.56.1+1", "site-cloud-amd64 6.1.55.1+1"},
+			"site-cloud-amd64 does not move on: a was not built for 6.1.0-56-cloud-amd64 (failed)",
 		},
 		{
-			"not meant for a kernel", []string{"a 1 6.1.0-55-amd64 built", "b 1 6.1.0-55-amd64 skipped"}, nil,
+			"not meant for a kernel",
+			[]string{"a 1 6.1.0-55-amd64 built", "b 1 6.1.0-55-amd64 skipped"},
+			nil,
 			"site-amd64 does not move on: b was not built for 6.1.0-55-amd64 (skipped)",
 		},
 		{"no flavour", []string{"a 1 6.1.55 built"}, []string{"site 6.1.55.1+1"}, "site_6.1.55.1+1_amd64.deb"},

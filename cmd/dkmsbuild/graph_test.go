@@ -120,7 +120,6 @@ type trace struct {
 	running, cores int
 	mostRunning    int
 	mostCores      int
-	log            []string
 }
 
 func (tr *trace) begin(cores int) {

@@ -88,7 +88,8 @@ func (b *builder) companions(p *pkg) (list []*pkg) {
 					continue
 				}
 				q := b.packages[i]
-				if q != p && !slices.Contains(list, q) && !(q.kept && q.Kind == state.KindArchive) {
+				keptFromArchive := q.kept && q.Kind == state.KindArchive
+				if q != p && !slices.Contains(list, q) && !keptFromArchive {
 					list = append(list, q)
 					add(q)
 				}

@@ -299,7 +299,7 @@ func (a *Archive) unpackAtOnce(m arMember) (io.Reader, io.Closer, bool) {
 	w := wholeFiles.Get().(*wholeFile)
 	w.packed = slices.Grow(w.packed[:0], int(m.size))[:m.size]
 	if readFullAt(a.ra, w.packed, m.off) == nil {
-		if unpacked, ok := unxz(w.unpacked, w.packed, maxUnpacked); ok {
+		if unpacked, ok := unxz(w.unpacked, w.packed); ok {
 			w.unpacked = unpacked
 			return bytes.NewReader(unpacked), closeFunc(sync.OnceFunc(func() { wholeFiles.Put(w) })), true
 		}

@@ -23,14 +23,14 @@ var crc64Table = crc64.MakeTable(crc64.ECMA)
 
 // unxz returns what an .xz file unpacks to, in dst as far as there is room: one
 // as dpkg-deb writes it, of one stream and LZMA2 alone, with CRC-32 or CRC-64,
-// and of no more than limit bytes. Of any other file, a damaged one among them,
+// and of no more than maxUnpacked bytes. Of any other file, a damaged one among them,
 // it says no more than that, and a full decoder has to tell what it is. What it
 // does return has passed all checksums.
 //
 // It is there for its speed: next to the digests, unpacking control.tars is what
 // takes time in reading a pool, and decoders that take a stream piece by piece
 // need a third more.
-func unxz(dst, src []byte, limit int) (_ []byte, ok bool) {
+func unxz(dst, src []byte) (_ []byte, ok bool) {
 	le := binary.LittleEndian
 	if len(src) < 2*xzHeaderSize {
 		return nil, false
@@ -56,7 +56,7 @@ func unxz(dst, src []byte, limit int) (_ []byte, ok bool) {
 	for ; len(src) > 0; blocks++ {
 		start := len(dst)
 		var size int // of the block, without the padding
-		if dst, size, ok = d.block(dst, src, header[7], limit); !ok {
+		if dst, size, ok = d.block(dst, src, header[7], maxUnpacked); !ok {
 			return nil, false
 		}
 		records = binary.AppendUvarint(records, uint64(size))

@@ -60,11 +60,16 @@ func TestBuildDepends(t *testing.T) {
 		{"third", exporter("third", []string{"second"}, "second", "first")}, // looks nowhere
 		{"second", exporter("second", []string{"looks", "first"}, "first", "looks")},
 		{"looks", looks},
-		{"ring1", exporter("ring1", []string{"ring2"})}, {"ring2", exporter("ring2", []string{"ring1"})},
+		{"ring1", exporter("ring1", []string{"ring2"})},
+		{"ring2", exporter("ring2", []string{"ring1"})},
 		{"self", exporter("self", []string{"self"})},
-		{"onbad", exporter("onbad", []string{"bad"})}, {"above", exporter("above", []string{"onbad"})},
-		{"excluded", excluded}, {"bad", bad}, {"without", exporter("without", []string{"excluded"})},
-		{"strange", exporter("strange", []string{"kernel-devel"})}, {"free", goodModule("free")},
+		{"onbad", exporter("onbad", []string{"bad"})},
+		{"above", exporter("above", []string{"onbad"})},
+		{"excluded", excluded},
+		{"bad", bad},
+		{"without", exporter("without", []string{"excluded"})},
+		{"strange", exporter("strange", []string{"kernel-devel"})},
+		{"free", goodModule("free")},
 	} {
 		args = append(args, source(t, m.name, m.files))
 	}

@@ -64,41 +64,61 @@ func TestTargetCheck(t *testing.T) {
 		{name: "no CRC of the symbol", imports: []string{"no_crc"}, crcs: []any{"no_crc", 77}, want: Checked{Symbols: 1}},
 		{name: "a CRC that the module lacks", imports: []string{"ib_gone"}, want: Checked{Symbols: 1}}, // the kernel lets it pass
 		{name: "of the linker", imports: []string{"_GLOBAL_OFFSET_TABLE_"}},
-		{name: "unknown", imports: []string{"_printk", "nowhere"},
-			err: "module m.ko needs the symbol nowhere, which neither 6.1.0-56-amd64 nor a module that it depends on exports"},
+		{
+			name: "unknown", imports: []string{"_printk", "nowhere"},
+			err: "module m.ko needs the symbol nowhere, which neither 6.1.0-56-amd64 nor a module that it depends on exports",
+		},
 		{name: "unknown and odd", imports: []string{"no\x1b[2Jwhere"}, err: `needs the symbol "no\x1b[2Jwhere", which`},
-		{name: "other CRC", imports: []string{"ib_reg"}, crcs: []any{"ib_reg", 0x99},
-			err: "module m.ko was built against another version of the symbol ib_reg (CRC 0x00000099) than the module ib_core exports (0x00000006)"},
-		{name: "other layout", crcs: []any{"module_layout", 0x99},
-			err: "another version of the symbol module_layout (CRC 0x00000099) than 6.1.0-56-amd64 exports (0x00000001)"},
+		{
+			name: "other CRC", imports: []string{"ib_reg"}, crcs: []any{"ib_reg", 0x99},
+			err: "module m.ko was built against another version of the symbol ib_reg (CRC 0x00000099) than the module ib_core exports (0x00000006)",
+		},
+		{
+			name: "other layout", crcs: []any{"module_layout", 0x99},
+			err: "another version of the symbol module_layout (CRC 0x00000099) than 6.1.0-56-amd64 exports (0x00000001)",
+		},
 		{name: "kernel without CRCs", imports: []string{"ib_reg"}, crcs: []any{"ib_reg", 0x99}, change: func(t *Target) { t.Facts.Modversions = false }, want: Checked{Symbols: 1}},
-		{name: "GPL only", license: "Proprietary", imports: []string{"_printk", "kallsyms"},
-			err: `module m.ko has the license "Proprietary", and needs the symbol kallsyms, which 6.1.0-56-amd64 exports to modules under the GPL only`},
+		{
+			name: "GPL only", license: "Proprietary", imports: []string{"_printk", "kallsyms"},
+			err: `module m.ko has the license "Proprietary", and needs the symbol kallsyms, which 6.1.0-56-amd64 exports to modules under the GPL only`,
+		},
 		{name: "proprietary, and content", license: "MIT", imports: []string{"_printk"}, want: Checked{Symbols: 1, CRCs: 1}},
 		{name: "dual", license: "Dual MIT/GPL", imports: []string{"kallsyms"}, want: Checked{Symbols: 1, GPL: 1, CRCs: 1}},
 		{name: "namespace", imports: []string{"spaced"}, info: []string{"import_ns=OTHER", "import_ns=MY_NS"}, want: Checked{Symbols: 1, GPL: 1, CRCs: 1, Namespaces: []string{"MY_NS"}}},
-		{name: "namespace not imported", imports: []string{"spaced"}, info: []string{"import_ns=OTHER"},
-			err: "module m.ko needs the symbol spaced of the namespace MY_NS, which it does not import (MODULE_IMPORT_NS)"},
+		{
+			name: "namespace not imported", imports: []string{"spaced"}, info: []string{"import_ns=OTHER"},
+			err: "module m.ko needs the symbol spaced of the namespace MY_NS, which it does not import (MODULE_IMPORT_NS)",
+		},
 		{name: "namespace of no matter", imports: []string{"spaced"}, change: func(t *Target) { t.Facts.LaxNamespaces = true }, want: Checked{Symbols: 1, GPL: 1, CRCs: 1, Namespaces: []string{"MY_NS"}}},
 		{name: "for others", imports: []string{"for_kvm"}, err: "needs the symbol for_kvm, which 6.1.0-56-amd64 exports to the modules kvm-amd,snd-* only"},
 		{name: "for this one", imports: []string{"for_kvm"}, info: []string{"name=kvm_amd"}, want: Checked{Symbols: 1, GPL: 1, CRCs: 1, Namespaces: []string{"module:kvm-amd,snd-*"}}},
 		{name: "for one like this", imports: []string{"for_kvm"}, info: []string{"name=snd-x"}, want: Checked{Symbols: 1, GPL: 1, CRCs: 1, Namespaces: []string{"module:kvm-amd,snd-*"}}},
 		{name: "beside", imports: []string{"extra"}, crcs: []any{"extra", 8}, change: beside(Export{Symbol: "extra", Module: "o", CRC: 8}), want: Checked{Symbols: 1, CRCs: 1}},
-		{name: "beside, other CRC", imports: []string{"extra"}, crcs: []any{"extra", 9}, change: beside(Export{Symbol: "extra", Module: "o", CRC: 8}),
-			err: "another version of the symbol extra (CRC 0x00000009) than the module o exports (0x00000008)"},
-		{name: "replaced, and does not depend", imports: []string{"ib_reg"}, change: replaced(),
-			err: "module m.ko was built against the symbol ib_reg of the kernel's own module ib_core, which ib_core.ko of ofed-dkms replaces, and nothing that it depends on exports that symbol"},
+		{
+			name: "beside, other CRC", imports: []string{"extra"}, crcs: []any{"extra", 9}, change: beside(Export{Symbol: "extra", Module: "o", CRC: 8}),
+			err: "another version of the symbol extra (CRC 0x00000009) than the module o exports (0x00000008)",
+		},
+		{
+			name: "replaced, and does not depend", imports: []string{"ib_reg"}, change: replaced(),
+			err: "module m.ko was built against the symbol ib_reg of the kernel's own module ib_core, which ib_core.ko of ofed-dkms replaces, and nothing that it depends on exports that symbol",
+		},
 		{name: "replaced, and built against it", imports: []string{"ib_reg"}, crcs: []any{"ib_reg", 66}, change: replaced(ours), want: Checked{Symbols: 1, CRCs: 1}},
-		{name: "replaced, and built against the old one", imports: []string{"ib_reg"}, crcs: []any{"ib_reg", 6}, change: replaced(ours),
-			err: "against that of the kernel's own module ib_core, which ib_core.ko of ofed-dkms replaces"},
+		{
+			name: "replaced, and built against the old one", imports: []string{"ib_reg"}, crcs: []any{"ib_reg", 6}, change: replaced(ours),
+			err: "against that of the kernel's own module ib_core, which ib_core.ko of ofed-dkms replaces",
+		},
 		{name: "replaced, without that symbol", imports: []string{"ib_gone"}, change: replaced(ours), err: "was built against the symbol ib_gone of the kernel's own module ib_core"},
-		{name: "GPL-only symbols beside a proprietary module", imports: []string{"kallsyms", "nv"}, change: beside(Export{Symbol: "nv", Module: "nvidia", proprietary: true}),
-			err: "module m.ko uses the symbol kallsyms, which is for GPL modules only, together with nv of the proprietary module nvidia"},
-		{name: "the same before 5.9", imports: []string{"kallsyms", "nv"}, info: []string{"vermagic=5.4.0-26-generic SMP preempt mod_unload modversions "},
+		{
+			name: "GPL-only symbols beside a proprietary module", imports: []string{"kallsyms", "nv"}, change: beside(Export{Symbol: "nv", Module: "nvidia", proprietary: true}),
+			err: "module m.ko uses the symbol kallsyms, which is for GPL modules only, together with nv of the proprietary module nvidia",
+		},
+		{
+			name: "the same before 5.9", imports: []string{"kallsyms", "nv"}, info: []string{"vermagic=5.4.0-26-generic SMP preempt mod_unload modversions "},
 			change: func(t *Target) {
 				beside(Export{Symbol: "nv", Module: "nvidia", proprietary: true})(t)
 				t.Facts.Release, t.Facts.Vermagic = "5.4.0-26-generic", "5.4.0-26-generic SMP preempt mod_unload modversions "
-			}, want: Checked{Symbols: 2, GPL: 1, CRCs: 1}},
+			}, want: Checked{Symbols: 2, GPL: 1, CRCs: 1},
+		},
 		{name: "of another kernel", info: []string{"vermagic=6.1.0-50-amd64 SMP"}, err: "is built for 6.1.0-50-amd64"},
 	}
 	for _, tt := range tests {

@@ -105,8 +105,10 @@ func (s Set) Compose() (p deb.Package, err error) {
 		modules = append(modules, strings.TrimSuffix(m.Package, "-modules-"+KernelName(s.Kernel.Kernel)))
 	}
 	p.Control = deb.Stanza{
-		{Name: "Package", Value: name}, {Name: "Version", Value: version},
-		{Name: "Architecture", Value: s.Kernel.Architecture}, {Name: "Maintainer", Value: Maintainer},
+		{Name: "Package", Value: name},
+		{Name: "Version", Value: version},
+		{Name: "Architecture", Value: s.Kernel.Architecture},
+		{Name: "Maintainer", Value: Maintainer},
 		{Name: "Depends", Value: strings.Join(depends, ", ")},
 	}
 	if len(recommends) > 0 {

@@ -248,8 +248,8 @@ func (c *Cache) Get(ctx context.Context, it Item) (*Entry, error) {
 			return nil, errors.Join(err, e.Close())
 		}
 		if !current {
-			defer e.Close() // what it is made anew from
-			return c.make(it)
+			made, err := c.make(it)
+			return made, errors.Join(err, e.Close()) // it may be made of the one before
 		}
 	}
 	if e != nil {
