@@ -115,8 +115,13 @@ func (o *options) check([]string) (err error) {
 // checkCache looks at the flags of the cache.
 func (o *options) checkCache() (err error) {
 	o.cacheLimit = -1
-	if o.noCache {
+	// The files of an ordinary user's layers belong to subordinate IDs, and many of
+	// them that user cannot even look at.
+	if o.noCache = o.noCache || os.Geteuid() != 0 && o.cacheDir == ""; o.noCache {
 		return nil
+	}
+	if os.Geteuid() != 0 {
+		return cli.Usagef("--cache-dir: only root can have a cache")
 	}
 	if o.cacheSize != "" {
 		if o.cacheLimit, err = parseSize(o.cacheSize); err != nil {

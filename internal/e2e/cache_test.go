@@ -192,7 +192,8 @@ func TestCacheKilled(t *testing.T) {
 	command{name: "rmchroot", stdin: r.raw}.run(t).mustExit(t, 0)
 	command{name: "rmchroot", args: []string{"--stale", "--work-dir", work, "--cache", "--cache-dir", cache}}.run(t).mustExit(t, 0)
 	assert.DeepEqual(t, leftInCache(cache), []string(nil))
-	assert.DeepEqual(t, leftBehind(work), []string(nil))
+	noTrees(t, work)
+	assert.DeepEqual(t, processes(work), []string(nil))
 }
 
 // TestCacheFull: a disk that is full while the base system is made leaves nothing.

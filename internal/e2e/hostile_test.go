@@ -323,7 +323,7 @@ func TestFillsTheDisk(t *testing.T) {
 	mustRun(t, "cp", "-a", shared.doc.Tree.Path, copied)
 	tree = bytes.ReplaceAll(tree, []byte(shared.doc.Tree.Path), []byte(copied))
 
-	args := []string{"--kver", kver, "--dkms"}
+	args := []string{"--jobs", "1", "--kver", kver, "--dkms"} // side by side they would fill it together
 	for _, row := range []struct{ name, conf, script string }{
 		{"filler", `MAKE[0]="sh fill"`, "dd if=/dev/zero of=big bs=1M\n"},
 		{"talker", `MAKE[0]="sh fill"`, "yes this fills the log 2>&1\n"},

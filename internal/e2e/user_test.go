@@ -47,15 +47,15 @@ func TestOrdinaryUser(t *testing.T) {
 	assert.NilError(t, os.Chmod(filepath.Join(dir, "owners.sh"), 0o755))
 
 	cred, home := newUser(t)
-	env := []string{"HOME=" + home, "XDG_CACHE_HOME="}
+	env := []string{"HOME=" + home, "XDG_CACHE_HOME=", "DKMS2BIN_CACHE_DIR="}
 	run := func(name string, stdin []byte, args ...string) result {
 		return command{name: name, stdin: stdin, args: args, env: env, dir: "/", user: cred}.run(t)
 	}
-	// Only the user may read it.
+	// Only the user may read it. Modes and times of a source directory count.
 	own := filepath.Join(home, "mine")
-	mustRun(t, "cp", "-r", dir, own)
+	assert.NilError(t, os.Chmod(dir, 0o700))
+	mustRun(t, "cp", "-a", dir, own)
 	mustRun(t, "chown", "-R", fmt.Sprintf("%d:%d", cred.Uid, cred.Gid), own)
-	assert.NilError(t, os.Chmod(own, 0o700))
 
 	made := run("mkchroot", nil, "--kver", kver).mustExit(t, state.ExitDone)
 	assert.Equal(t, filepath.Dir(made.doc.Tree.Path), filepath.Join(home, ".cache/dkms2bin/trees"))
