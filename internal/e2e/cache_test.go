@@ -181,7 +181,7 @@ func TestCacheKilled(t *testing.T) {
 		_ = cmd.Wait()
 		cancel()
 		if i%10 == 9 { // begin from nothing
-			command{name: "rmchroot", args: []string{"--stale", "--work-dir", work, "--cache", "--cache-dir", cache}}.run(t).mustExit(t, 0)
+			command{name: "rmchroot", args: []string{"--stale", "--older-than", "1ms", "--work-dir", work, "--cache", "--cache-dir", cache}}.run(t).mustExit(t, 0)
 		}
 	}
 	r := command{name: "mkchroot", args: args}.run(t).mustExit(t, 0)
@@ -190,7 +190,7 @@ func TestCacheKilled(t *testing.T) {
 	assert.Equal(t, len(making), 0, "%v", making)
 	command{name: "dkmsbuild", stdin: r.raw, args: []string{"--dkms", "bbswitch-dkms"}}.run(t).mustExit(t, 0)
 	command{name: "rmchroot", stdin: r.raw}.run(t).mustExit(t, 0)
-	command{name: "rmchroot", args: []string{"--stale", "--work-dir", work, "--cache", "--cache-dir", cache}}.run(t).mustExit(t, 0)
+	command{name: "rmchroot", args: []string{"--stale", "--older-than", "1ms", "--work-dir", work, "--cache", "--cache-dir", cache}}.run(t).mustExit(t, 0)
 	assert.DeepEqual(t, leftInCache(cache), []string(nil))
 	noTrees(t, work)
 	assert.DeepEqual(t, processes(work), []string(nil))
