@@ -25,13 +25,19 @@ func TestBoot(t *testing.T) {
 // TestBootTrixie: its modules are compressed, and lie below /usr.
 func TestBootTrixie(t *testing.T) {
 	t.Parallel()
-	r := command{name: "mkchroot", args: []string{"--work-dir", workDir, "--release", "trixie"}}.run(t)
+	r := suiteTree(t, "trixie")
+	// It looks at the size of its own structures first.
+	testBoot(t, r.raw, r.doc.Kernels[0].Release, "module stranger: .gnu.linkonce.this_module section size must match", "--release", "trixie")
+}
+
+// suiteTree makes a tree of another suite than the host's, for one test.
+func suiteTree(t *testing.T, suite string) result {
+	t.Helper()
+	r := command{name: "mkchroot", args: []string{"--work-dir", workDir, "--release", suite}}.run(t)
 	if r.doc.Tree != nil {
 		t.Cleanup(func() { assert.NilError(t, exec.Command(filepath.Join(bin, "rmchroot"), r.doc.Tree.Path).Run()) })
 	}
-	r.mustExit(t, 0)
-	// It looks at the size of its own structures first.
-	testBoot(t, r.raw, r.doc.Kernels[0].Release, "module stranger: .gnu.linkonce.this_module section size must match", "--release", "trixie")
+	return r.mustExit(t, 0)
 }
 
 func testBoot(t *testing.T, tree []byte, kver, stranger string, args ...string) {

@@ -119,7 +119,6 @@ func testCompanions(t *testing.T, tree *rootfs.Tree, kver string) {
 	packDeb(t, out, "Package: companion-tools\nVersion: 1\nArchitecture: all\nMaintainer: A B <a@example.org>\n"+
 		"Depends: companion-dkms (= 1:1.0-1)\nDescription: userspace\n", nil)
 	command{name: "repoindex", args: []string{out}}.run(t).mustExit(t, 0)
-	const inside = "/srv/repository"
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
 		Name: "companions", On: []string{"image", "clean"},
 		Make: func(root sandbox.Root) error {
@@ -128,13 +127,13 @@ func testCompanions(t *testing.T, tree *rootfs.Tree, kver string) {
 				var log bytes.Buffer
 				err := sandbox.Run(ctx, sandbox.Spec{
 					Root: root, Mountpoint: tree.Mountpoint(), Args: args, Env: sandbox.DefaultEnv(),
-					Binds: []sandbox.Bind{{Source: out, Target: inside}}, Stdout: &log, Stderr: &log,
+					Binds: []sandbox.Bind{{Source: out, Target: inRepository}}, Stdout: &log, Stderr: &log,
 				})
 				assert.NilError(t, err, "%v\n%s", args, &log)
 				return log.String()
 			}
 			run("cp", "/etc/apt/modules.list", "/etc/apt/sources.list.d/modules.list")
-			run("apt-get", "update", "-o", "Dir::Etc::sourcelist=/etc/apt/modules.list", "-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0")
+			run(updateOurs...)
 			// A small initramfs, of what is named alone.
 			run("sh", "-ec", `echo update_initramfs=yes >/etc/initramfs-tools/update-initramfs.conf
 				sed -i 's/^MODULES=.*/MODULES=list/' /etc/initramfs-tools/initramfs.conf

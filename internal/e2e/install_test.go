@@ -30,41 +30,9 @@ func testInstall(t *testing.T, repository, kver string) {
 		assert.NilError(t, tree.Close())
 		assert.NilError(t, tree.Remove())
 	}()
-	const inside = "/srv/repository"
-	var log bytes.Buffer
-	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: "clean",
-		Make: func(root sandbox.Root) error {
-			if _, err := rootfs.MakeBase(ctx, tree.Mountpoint(), root.Upper, rootfs.BaseSpec{
-				Suite: own[0].Suite, Mirror: own[0].URI, Parts: own[0].Components, Sources: apt.Stanzas(own),
-				Packages: []string{"kmod"}, AptConf: []byte(apt.Config), Log: &log,
-			}); err != nil {
-				return err
-			}
-			return rootfs.Configure(root.Upper, []rootfs.ConfigFile{
-				{Path: "/etc/apt/modules.list", Content: []byte("deb [trusted=yes] file:" + inside + " ./\n"), Mode: 0o644},
-				{Path: inside + "/.there"},
-				{Path: "/etc/resolv.conf", Mode: 0o644},
-				{Path: "/etc/hosts", Mode: 0o644},
-				// An initramfs would only take its time.
-				{Path: "/etc/initramfs-tools/update-initramfs.conf", Content: []byte("update_initramfs=no\n"), Mode: 0o644},
-				{Path: "/etc/dpkg/dpkg.cfg.d/confold", Content: []byte("force-confold\n"), Mode: 0o644},
-			})
-		},
-	}), "%s", &log)
-	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
-		Name: "image", On: []string{"clean"},
-		Make: func(root sandbox.Root) error {
-			env := append(sandbox.DefaultEnv(), "INITRD=No")
-			a := apt.Inside{Spec: sandbox.Spec{Root: root, Mountpoint: tree.Mountpoint(), Env: env}, Log: &log}
-			if err := a.Install(ctx, "linux-image-"+kver); err != nil {
-				return err
-			}
-			return a.Clean(ctx)
-		},
-	}), "%s", &log)
+	makeClean(t, tree, own, kver)
 
-	binds := []sandbox.Bind{{Source: repository, Target: inside}}
+	binds := []sandbox.Bind{{Source: repository, Target: inRepository}}
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
 		Name: "test", On: []string{"image", "clean"},
 		Make: func(root sandbox.Root) error {
@@ -96,7 +64,7 @@ func testInstall(t *testing.T, repository, kver string) {
 			selections := run("dpkg", "--get-selections")
 
 			// The distribution's lists are there; only ours are fetched.
-			run("apt-get", "update", "-o", "Dir::Etc::sourcelist=/etc/apt/modules.list", "-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0")
+			run(updateOurs...)
 			names := []string{"v4l2loopback-modules-" + kver, "ddcci-modules-" + kver, "bbswitch-modules-" + kver}
 			run(append([]string{"apt-get", "install", "-y"}, names...)...)
 			for _, module := range []string{"v4l2loopback", "ddcci", "ddcci_backlight", "bbswitch"} {
@@ -106,7 +74,7 @@ func testInstall(t *testing.T, repository, kver string) {
 				assert.Assert(t, strings.HasPrefix(vermagic, kver+" "), vermagic)
 				run("modprobe", "--set-version", kver, "--show-depends", module)
 			}
-			assert.Assert(t, strings.Contains(run("apt-cache", "policy", "v4l2loopback-modules-"+kver), inside))
+			assert.Assert(t, strings.Contains(run("apt-cache", "policy", "v4l2loopback-modules-"+kver), inRepository))
 			assert.Equal(t, unverified(run(append([]string{"dpkg", "--verify"}, names...)...)), "")
 
 			// Upgrade: a package of a later version with the same content.
@@ -131,6 +99,53 @@ func testInstall(t *testing.T, repository, kver string) {
 		},
 	}))
 	t.Run("companions", func(t *testing.T) { testCompanions(t, tree, kver) })
+}
+
+// inRepository is where the trees of makeClean see our repository.
+const inRepository = "/srv/repository"
+
+// updateOurs has apt fetch the lists of our repository alone.
+var updateOurs = []string{"apt-get", "update", "-o", "Dir::Etc::sourcelist=/etc/apt/modules.list", "-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0"}
+
+// makeClean gives a tree two layers: "clean", a plain system with the distribution's
+// repositories, and ours in /etc/apt/modules.list, and "image", a kernel on it.
+func makeClean(t *testing.T, tree *rootfs.Tree, sources []apt.Source, kver string) {
+	t.Helper()
+	ctx := t.Context()
+	var log bytes.Buffer
+	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: "clean",
+		Make: func(root sandbox.Root) error {
+			if _, err := rootfs.MakeBase(ctx, tree.Mountpoint(), root.Upper, rootfs.BaseSpec{
+				Suite: sources[0].Suite, Mirror: sources[0].URI, Parts: sources[0].Components, Sources: apt.Stanzas(sources),
+				Packages: []string{"kmod"}, AptConf: []byte(apt.Config), Log: &log,
+			}); err != nil {
+				return err
+			}
+			return rootfs.Configure(root.Upper, []rootfs.ConfigFile{
+				{Path: "/etc/apt/modules.list", Content: []byte("deb [trusted=yes] file:" + inRepository + " ./\n"), Mode: 0o644},
+				{Path: inRepository + "/.there"},
+				{Path: "/etc/resolv.conf", Mode: 0o644},
+				{Path: "/etc/hosts", Mode: 0o644},
+				// As wherever images are made, nothing is started.
+				{Path: "/usr/sbin/policy-rc.d", Content: []byte("#!/bin/sh\nexit 101\n"), Mode: 0o755},
+				// An initramfs would only take its time.
+				{Path: "/etc/initramfs-tools/update-initramfs.conf", Content: []byte("update_initramfs=no\n"), Mode: 0o644},
+				{Path: "/etc/dpkg/dpkg.cfg.d/confold", Content: []byte("force-confold\n"), Mode: 0o644},
+			})
+		},
+	}), "%s", &log)
+	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
+		Name: "image", On: []string{"clean"},
+		Make: func(root sandbox.Root) error {
+			env := append(sandbox.DefaultEnv(), "INITRD=No")
+			a := apt.Inside{Spec: sandbox.Spec{Root: root, Mountpoint: tree.Mountpoint(), Env: env}, Log: &log}
+			if err := a.Install(ctx, "linux-image-"+kver); err != nil {
+				return err
+			}
+			return a.Clean(ctx)
+		},
+	}), "%s", &log)
 }
 
 // unverified is what dpkg --verify finds, but for buildinfo files: this tree is set
