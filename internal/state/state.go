@@ -1,6 +1,6 @@
 // Package state is the document that the stages hand to each other: one JSON
 // object on standard input, one on standard output. The README describes it
-// field by field.
+// field by field, and document.schema.json for programs.
 //
 // All paths are absolute, all times are UTC, and credentials are never in it.
 package state
@@ -11,15 +11,26 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
-// Version is the version of documents that this package reads and writes.
-const Version = 1
+// Version and Minor are the version of documents that this package writes: 1.1.
+//
+// It reads those of the same version with the same or an older minor one, where a
+// document without a minor version is one of 1.0. Within a version, fields are only
+// added, and never required; they keep name, type and meaning. Whoever adds a field,
+// or another value of a field that has only certain ones, raises Minor, once for each
+// release. What cannot be done so raises Version.
+const (
+	Version = 1
+	Minor   = 1
+)
 
 // A Document says what was asked for, what was made of it and where it is.
 type Document struct {
 	Version  int       `json:"version"`
+	Minor    int       `json:"minor,omitempty"` // missing in documents of 1.0
 	Tree     *Tree     `json:"tree,omitempty"`
 	Kernels  []Kernel  `json:"kernels,omitempty"`
 	Packages []Package `json:"packages,omitempty"`
@@ -28,6 +39,7 @@ type Document struct {
 	OutDir   string    `json:"out_dir,omitempty"`        // where the packages go
 	Debs     []Deb     `json:"debs,omitempty"`
 	Index    *Index    `json:"index,omitempty"`
+	Audit    *Audit    `json:"audit,omitempty"` // since 1.1
 	Error    *Error    `json:"error,omitempty"`
 }
 
@@ -216,6 +228,58 @@ type Problem struct {
 	Reason string `json:"reason"`
 }
 
+// An Audit tells of the modules in a root tree that are not its kernels' own.
+type Audit struct {
+	Root    string            `json:"root"`
+	Kernels []InstalledKernel `json:"kernels,omitempty"` // that have a directory of modules, the oldest first
+	Modules []InstalledModule `json:"modules,omitempty"`
+}
+
+// An InstalledKernel is one that a root tree has modules for.
+type InstalledKernel struct {
+	Release string `json:"release"`
+	Modules int    `json:"modules"`         // how many of its own are there
+	Against string `json:"checked_against"` // what tells whether modules can load: one of the texts below
+}
+
+// What tells whether modules can load.
+const (
+	AgainstHeaders = "headers" // its build directory is in the tree
+	AgainstModules = "modules" // what its own modules need and export
+	AgainstNothing = "nothing" // neither is there
+)
+
+// An InstalledModule is a module that is not its kernel's own.
+type InstalledModule struct {
+	Path           string `json:"path"`   // seen from the root
+	Kernel         string `json:"kernel"` // in whose directory it lies
+	Name           string `json:"name"`
+	Version        string `json:"version,omitempty"`
+	License        string `json:"license,omitempty"`
+	Package        string `json:"package,omitempty"` // that owns the file; missing where none does
+	PackageVersion string `json:"package_version,omitempty"`
+	Altered        bool   `json:"altered,omitempty"` // the file is not what the package had
+	Signer         string `json:"signer,omitempty"`  // of its signature, which is not verified: common name of the certificate's issuer
+	SigKey         string `json:"sig_key,omitempty"` // serial number of the certificate, as modinfo prints it
+	SigHash        string `json:"sig_hash,omitempty"`
+	Replaces       string `json:"replaces,omitempty"` // module of the kernel's own that it takes the place of
+	Loads          string `json:"loads"`              // whether the kernel would load it
+	Reason         string `json:"reason,omitempty"`   // why not, or why that cannot be told
+}
+
+// Whether a kernel would load a module.
+const (
+	LoadsYes     = "yes"
+	LoadsNo      = "no"
+	LoadsUnknown = "unknown"
+)
+
+// Wrong says that somebody has to look at the module: it cannot load, no package
+// owns it, or it is another one than the package had.
+func (m InstalledModule) Wrong() bool {
+	return m.Loads == LoadsNo || m.Package == "" || m.Altered
+}
+
 // An Error is why a stage did not do its work. Later stages pass a document
 // that has one on.
 type Error struct {
@@ -261,6 +325,9 @@ func (d *Document) ExitCode() int {
 	if d.Index != nil && len(d.Index.Left) > 0 {
 		return ExitIncomplete
 	}
+	if d.Audit != nil && slices.ContainsFunc(d.Audit.Modules, InstalledModule.Wrong) {
+		return ExitIncomplete
+	}
 	return ExitDone
 }
 
@@ -291,8 +358,8 @@ var ErrEmpty = errors.New("standard input is empty: the stage before wrote no do
 // maxSize bounds a document: a thousand modules for a hundred kernels need less.
 const maxSize = 256 << 20
 
-// Read reads exactly one document. Unknown fields, another version, a second
-// document and trailing garbage are errors: a document that is only half
+// Read reads exactly one document. Unknown fields, another version, a newer minor
+// one, a second document and trailing garbage are errors: a document that is only half
 // understood must not be handed on.
 func Read(r io.Reader) (*Document, error) {
 	raw, err := io.ReadAll(io.LimitReader(r, maxSize+1))
@@ -314,6 +381,7 @@ func Parse(raw []byte) (*Document, error) {
 	// version is of no interest.
 	var head struct {
 		Version *int `json:"version"`
+		Minor   int  `json:"minor"`
 	}
 	if err := json.NewDecoder(bytes.NewReader(raw)).Decode(&head); err != nil {
 		return nil, fmt.Errorf("not a dkms2bin document: %w", err)
@@ -321,8 +389,8 @@ func Parse(raw []byte) (*Document, error) {
 	if head.Version == nil {
 		return nil, errors.New("not a dkms2bin document: it has no version")
 	}
-	if *head.Version != Version {
-		return nil, fmt.Errorf("the document has version %d, this program knows version %d", *head.Version, Version)
+	if *head.Version != Version || head.Minor < 0 || head.Minor > Minor {
+		return nil, fmt.Errorf("the document has version %d.%d, this program knows version %d up to %[3]d.%d", *head.Version, head.Minor, Version, Minor)
 	}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
@@ -338,7 +406,7 @@ func Parse(raw []byte) (*Document, error) {
 
 // Encode gives the document as it is written, with a line end.
 func (d *Document) Encode() ([]byte, error) {
-	d.Version = Version
+	d.Version, d.Minor = Version, Minor
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)

@@ -21,7 +21,7 @@ func full(t testing.TB) *Document {
 	t.Helper()
 	d := &Document{}
 	fill(t, reflect.ValueOf(d).Elem())
-	d.Version = Version
+	d.Version, d.Minor = Version, Minor
 	return d
 }
 
@@ -60,7 +60,7 @@ func fill(t testing.TB, v reflect.Value) {
 
 func TestRoundTrip(t *testing.T) {
 	t.Parallel()
-	for name, doc := range map[string]*Document{"empty": {Version: Version}, "full": full(t)} {
+	for name, doc := range map[string]*Document{"empty": {Version: Version, Minor: Minor}, "full": full(t)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			raw, err := doc.Encode()
@@ -71,7 +71,7 @@ func TestRoundTrip(t *testing.T) {
 			twice, err := again.Encode()
 			assert.NilError(t, err)
 			assert.Equal(t, string(twice), string(raw))
-			assert.Assert(t, bytes.HasSuffix(raw, []byte("\n}\n")) || bytes.Equal(raw, []byte("{\n  \"version\": 1\n}\n")), "%s", raw)
+			assert.Assert(t, bytes.HasSuffix(raw, []byte("\n}\n")) || bytes.Equal(raw, []byte("{\n  \"version\": 1,\n  \"minor\": 1\n}\n")), "%s", raw)
 		})
 	}
 }
@@ -87,6 +87,7 @@ func TestEncode(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, string(raw), `{
   "version": 1,
+  "minor": 1,
   "kernels": [
     {
       "release": "6.1.0-56-amd64",
@@ -134,7 +135,10 @@ func TestReadRefuses(t *testing.T) {
 		{"version null", `{"version":null}`, "it has no version"},
 		{"version a string", `{"version":"1"}`, "not a dkms2bin document"},
 		{"version a fraction", `{"version":1.5}`, "not a dkms2bin document"},
-		{"newer", `{"version":2}`, "has version 2, this program knows version 1"},
+		{"newer", `{"version":2}`, "has version 2.0, this program knows version 1 up to 1.1"},
+		{"newer minor", `{"version":1,"minor":2,"forest":{}}`, "has version 1.2, this program knows version 1 up to 1.1"},
+		{"minor negative", `{"version":1,"minor":-1}`, "has version 1.-1"},
+		{"minor a text", `{"version":1,"minor":"1"}`, "not a dkms2bin document"},
 		{"newer, otherwise not known", `{"version":2,"trees":[]}`, "has version 2"},
 		{"version 0", `{"version":0}`, "has version 0"},
 		{"negative", `{"version":-1}`, "has version -1"},
@@ -201,6 +205,10 @@ func TestExitCode(t *testing.T) {
 		{"all failed", Document{Builds: failed[1:]}, 3},
 		{"indexed", Document{Index: &Index{Packages: 3}}, 0},
 		{"left out of the index", Document{Index: left}, 3},
+		{"audited", Document{Audit: &Audit{Modules: []InstalledModule{{Package: "p", Loads: LoadsYes}, {Package: "p", Loads: LoadsUnknown}}}}, 0},
+		{"cannot load", Document{Audit: &Audit{Modules: []InstalledModule{{Package: "p", Loads: LoadsNo}}}}, 3},
+		{"no package owns it", Document{Audit: &Audit{Modules: []InstalledModule{{Loads: LoadsYes}}}}, 3},
+		{"another file than the package's", Document{Audit: &Audit{Modules: []InstalledModule{{Package: "p", Loads: LoadsYes, Altered: true}}}}, 3},
 		{"an error", Document{Error: &Error{Kind: KindFailed}}, 1},
 		{"an error of no known kind", Document{Error: &Error{}}, 1},
 		{"wrong usage", Document{Error: &Error{Kind: KindUsage}}, 2},
@@ -256,7 +264,7 @@ func FuzzParse(f *testing.F) {
 	assert.NilError(f, err)
 	for _, seed := range []string{
 		string(raw), string(raw[:len(raw)/2]), "", " \n", `{"version":1}`, `{"version":1}{"version":1}`, `{"version":2}`, `{"Version":1}`,
-		`{"version":1,"VERSION":2}`, `{"version":1,"version":3}`, `{"version":1,"tree":null,"builds":[{}]}`, `[]`, `null`, `{"version":1,"x":0}`,
+		`{"version":1,"VERSION":2}`, `{"version":1,"minor":1}`, `{"version":1,"minor":0,"MINOR":2}`, `{"version":1,"version":3}`, `{"version":1,"tree":null,"builds":[{}]}`, `[]`, `null`, `{"version":1,"x":0}`,
 		`{"version":1,"tree":{"created":"2026-11-22T21:42:07.5+23:59"}}`, "{\"version\":1,\"tree\":{\"path\":\"\xff\"}}",
 	} {
 		f.Add([]byte(seed))
@@ -269,6 +277,7 @@ func FuzzParse(f *testing.F) {
 		}
 		assert.Assert(t, json.Valid(raw))
 		assert.Equal(t, doc.Version, Version)
+		assert.Assert(t, doc.Minor >= 0 && doc.Minor <= Minor)
 		once, err := doc.Encode()
 		assert.NilError(t, err)
 		again, err := Parse(once)
