@@ -321,6 +321,7 @@ func TestInterrupt(t *testing.T) {
 	assert.NilError(t, err)
 	doc, err := state.Parse(raw)
 	assert.NilError(t, err)
+	keepDocument(t, raw)
 	assert.Equal(t, doc.ExitCode(), state.ExitInterrupted)
 	assert.Equal(t, doc.Error.Stage, "dkmsbuild")
 	assert.Equal(t, len(processes(endlessSleep)), 0)

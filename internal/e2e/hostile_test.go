@@ -67,6 +67,7 @@ func TestSpoilsNoOther(t *testing.T) {
 	assert.NilError(t, err)
 	doc, err := state.Parse(raw)
 	assert.NilError(t, err)
+	keepDocument(t, raw)
 	assert.Equal(t, findBuild(t, doc, "bbswitch-dkms", kver).Status, state.Built)
 	assert.Equal(t, len(doc.Builds), len(rows)+1)
 	for _, row := range rows {

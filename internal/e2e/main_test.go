@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
 	"errors"
@@ -95,7 +96,15 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "e2e: %v\n%s", err, out)
 		return 1
 	}
+	documents.dir, documents.seen = filepath.Join(dir, "documents"), map[[sha256.Size]byte]bool{}
+	if err := os.Mkdir(documents.dir, 0o755); err != nil {
+		panic(err)
+	}
 	code := m.Run()
+	if says := againstSchema(filepath.Join(top, "internal/state/document.schema.json")); says != "" {
+		fmt.Fprintln(os.Stderr, "e2e:", says)
+		code = 1
+	}
 	if shared.doc != nil {
 		if out, err := exec.Command(filepath.Join(bin, "rmchroot"), shared.doc.Tree.Path).CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "e2e: cannot remove the shared tree: %v\n%s", err, out)
@@ -252,6 +261,7 @@ func (c command) run(t *testing.T) result {
 			t.Fatalf("%s wrote no document: %v\n%s", c.name, err, r.raw)
 		}
 		assert.Equal(t, r.code, r.doc.ExitCode(), "the exit code is not that of the document")
+		keepDocument(t, r.raw)
 	}
 	return r
 }

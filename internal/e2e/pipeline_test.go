@@ -205,6 +205,7 @@ func TestMakefile(t *testing.T) {
 	text, err := run()
 	assert.ErrorContains(t, err, "exit status 2") // make's own
 	assert.Assert(t, strings.Contains(text, "failed: maker for "+kvers[0]), text)
+	keepDocuments(t, states)
 	assert.Equal(t, len(debFiles(t, out)), 2)
 	assert.NilError(t, os.WriteFile(filepath.Join(dir, "maker.c"), []byte(good), 0o644))
 	text, err = run()
@@ -214,6 +215,7 @@ func TestMakefile(t *testing.T) {
 	text, err = run()
 	assert.NilError(t, err)
 	assert.Assert(t, !strings.Contains(text, "dkmsbuild"), "there was nothing to do: %s", text)
+	keepDocuments(t, states)
 }
 
 // TestMakefileNew: the kernel that is new is built for, once; when no kernel is new,

@@ -64,7 +64,7 @@ func (t *Target) Check(m Module) (Checked, error) {
 	if err := t.checkLayout(m); err != nil {
 		return c, fmt.Errorf("module %s %w", file, err)
 	}
-	gpl := gplCompatible(m.License)
+	gpl := GPLCompatible(m.License)
 	imported := map[string]bool{}
 	for _, namespace := range m.Namespaces {
 		imported[namespace] = true
@@ -205,9 +205,9 @@ func printable(name string) string {
 	return name
 }
 
-// gplCompatible says whether a module's license lets it use symbols that are for the GPL only (Linux:
+// GPLCompatible says whether a module's license lets it use symbols that are for the GPL only (Linux:
 // include/linux/license.h).
-func gplCompatible(license string) bool {
+func GPLCompatible(license string) bool {
 	switch license {
 	case "GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL":
 		return true

@@ -34,6 +34,7 @@ type Module struct {
 	Namespaces []string          // that it imports
 	Signed     bool              // a signature is appended; it is not verified here
 	Debug      bool              // it has sections for debuggers
+	InTree     bool              // built with the kernel, of its own source
 }
 
 // An Import is a symbol that a module leaves undefined.
@@ -62,6 +63,11 @@ func readModule(path string) (Module, error) {
 		return Module{}, err
 	}
 	defer file.Close()
+	return ReadOpenModule(path, file)
+}
+
+// ReadOpenModule is ReadModule of a file that is open; the path serves for names only.
+func ReadOpenModule(path string, file *os.File) (Module, error) {
 	info, err := file.Stat()
 	if err != nil {
 		return Module{}, err
@@ -82,7 +88,7 @@ func parseModule(path string, r io.ReaderAt, size int64) (Module, error) {
 		return Module{}, err
 	}
 	if formatOf(magic) != "" {
-		plain, err := unpack(io.NewSectionReader(r, 0, size))
+		plain, err := Plain(io.NewSectionReader(r, 0, size))
 		if err != nil {
 			return Module{}, err
 		}
@@ -132,7 +138,7 @@ func (m *Module) readSymbols(o *object) (err error) {
 		return err
 	}
 	for i := range m.Exports {
-		m.Exports[i].Module, m.Exports[i].proprietary = m.Name, !gplCompatible(m.License)
+		m.Exports[i].Module, m.Exports[i].proprietary = m.Name, !GPLCompatible(m.License)
 	}
 	m.Versions, err = o.versions()
 	return err
@@ -161,6 +167,7 @@ func (m *Module) readInfo(o *object) error {
 		}
 	}
 	m.Name, m.Vermagic, m.License, m.Version = info["name"], info["vermagic"], info["license"], info["version"]
+	m.InTree = info["intree"] == "Y"
 	if m.Name == "" {
 		m.Name = nameOfFile(m.Path)
 	}
@@ -188,11 +195,11 @@ func ReadPlain(path string) (_ []byte, err error) {
 		return nil, err
 	}
 	defer file.Close()
-	return unpack(file)
+	return Plain(file)
 }
 
-// unpack returns the decompressed contents of r.
-func unpack(r io.Reader) (_ []byte, err error) {
+// Plain is ReadPlain of what r holds.
+func Plain(r io.Reader) (_ []byte, err error) {
 	plain, err := Decompress(r)
 	if err != nil {
 		return nil, err

@@ -282,7 +282,43 @@ func TestCommandsThatDoNotSign(t *testing.T) {
 	}
 }
 
-func FuzzDigestOf(f *testing.F) {
+// TestSignatureOf reads what openssl made, by number of the certificate and by identifier
+// of the key.
+func TestSignatureOf(t *testing.T) {
+	t.Parallel()
+	key, cert := makeKey(t, "", "-newkey", "rsa:2048", "-set_serial", "0x66f54e")
+	module := content(t, makeModule(t).Path)
+	sign := func(more ...string) []byte {
+		dir := t.TempDir()
+		in, out := filepath.Join(dir, "in"), filepath.Join(dir, "out")
+		assert.NilError(t, os.WriteFile(in, module, 0o600))
+		mustRun(t, "openssl", append([]string{
+			"cms", "-sign", "-binary", "-noattr", "-nosmimecap", "-nocerts", "-md", "sha512",
+			"-signer", cert, "-inkey", key, "-outform", "DER", "-in", in, "-out", out,
+		}, more...)...)
+		return append(bytes.Clone(module), kernel.AppendedSignature(content(t, out))...)
+	}
+	sig, signed, err := SignatureOf(sign())
+	assert.NilError(t, err)
+	assert.Assert(t, signed)
+	assert.DeepEqual(t, sig, Signature{Signer: "Modules of Example", Key: "66:F5:4E", Hash: "sha512"})
+
+	sig, signed, err = SignatureOf(sign("-keyid"))
+	assert.NilError(t, err)
+	assert.Assert(t, signed)
+	assert.Equal(t, sig.Signer, "")
+	assert.Equal(t, len(sig.Key), len("00:")*20-1, sig.Key) // SHA-1 of the key
+	assert.Equal(t, sig.Hash, "sha512")
+
+	_, signed, err = SignatureOf(module)
+	assert.NilError(t, err)
+	assert.Assert(t, !signed)
+	_, signed, err = SignatureOf(append(bytes.Clone(module), kernel.AppendedSignature([]byte("0\x80"))...))
+	assert.Assert(t, signed)
+	assert.Assert(t, err != nil)
+}
+
+func FuzzParse(f *testing.F) {
 	f.Add([]byte("0\x80"))
-	f.Fuzz(func(_ *testing.T, raw []byte) { _, _ = digestOf(raw) })
+	f.Fuzz(func(_ *testing.T, raw []byte) { _, _ = parse(raw) })
 }

@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,21 +112,10 @@ func (s *Signer) Warning(now time.Time) string {
 }
 
 // Name is who issued the certificate, as modinfo(8) prints it: the common name, or all of the name.
-func (s *Signer) Name() string {
-	if cn := s.cert.Issuer.CommonName; cn != "" {
-		return cn
-	}
-	return s.cert.Issuer.String()
-}
+func (s *Signer) Name() string { return nameOf(s.cert.Issuer) }
 
 // KeyID is the serial number of the certificate as modinfo(8) prints it.
-func (s *Signer) KeyID() string {
-	raw, err := asn1.Marshal(s.cert.SerialNumber)
-	if err != nil || len(raw) < 3 {
-		return ""
-	}
-	return strings.ReplaceAll(fmt.Sprintf("% X", raw[2:]), " ", ":")
-}
+func (s *Signer) KeyID() string { return keyID(s.cert.SerialNumber) }
 
 // withPassphrase lets openssl read the passphrase from a pipe: neither its command line nor its
 // environment has it, and it never asks.
@@ -236,8 +226,8 @@ func (s *Signer) verify(ctx context.Context, path string, before []byte) (Signat
 	if err = errors.Join(err, os.Remove(detached), os.Remove(content)); err != nil {
 		return Signature{}, err
 	}
-	hash, err := digestOf(pkcs7)
-	return Signature{Signer: s.Name(), Key: s.KeyID(), Hash: hash}, err
+	sig, err := parse(pkcs7)
+	return Signature{Signer: s.Name(), Key: s.KeyID(), Hash: sig.Hash}, err
 }
 
 var digests = map[string]string{
@@ -246,8 +236,23 @@ var digests = map[string]string{
 	"2.16.840.1.101.3.4.2.8": "sha3-256", "2.16.840.1.101.3.4.2.9": "sha3-384", "2.16.840.1.101.3.4.2.10": "sha3-512",
 }
 
-// digestOf names the digest of a PKCS#7 signature (RFC 5652, section 5.1).
-func digestOf(pkcs7 []byte) (string, error) {
+// SignatureOf returns what the signature behind a decompressed module says of itself, without
+// verifying it; false when there is none.
+func SignatureOf(module []byte) (Signature, bool, error) {
+	body, signed, err := kernel.TrimSignature(module)
+	if err != nil || !signed {
+		return Signature{}, false, err
+	}
+	pkcs7, err := kernel.ParseSignature(module[len(body):])
+	if err != nil {
+		return Signature{}, true, err
+	}
+	sig, err := parse(pkcs7)
+	return sig, true, err
+}
+
+// parse reads a PKCS#7 signature (RFC 5652, section 5.1).
+func parse(pkcs7 []byte) (Signature, error) {
 	var info struct {
 		Type    asn1.ObjectIdentifier
 		Content asn1.RawValue `asn1:"explicit,tag:0"`
@@ -255,19 +260,61 @@ func digestOf(pkcs7 []byte) (string, error) {
 	var data struct {
 		Version int
 		Digests []pkix.AlgorithmIdentifier `asn1:"set"`
+		Content asn1.RawValue
+		Certs   asn1.RawValue `asn1:"optional,tag:0"`
+		CRLs    asn1.RawValue `asn1:"optional,tag:1"`
+		Signers []struct {
+			Version int
+			ID      asn1.RawValue
+		} `asn1:"set"`
 	}
 	if _, err := asn1.Unmarshal(pkcs7, &info); err != nil {
-		return "", err
+		return Signature{}, err
 	}
 	if _, err := asn1.Unmarshal(info.Content.Bytes, &data); err != nil {
-		return "", err
+		return Signature{}, err
 	}
-	if len(data.Digests) != 1 {
-		return "", fmt.Errorf("%d digests, where the kernel wants one", len(data.Digests))
+	if len(data.Digests) != 1 || len(data.Signers) != 1 {
+		return Signature{}, fmt.Errorf("%d digests and %d signers, where the kernel wants one", len(data.Digests), len(data.Signers))
 	}
 	oid := data.Digests[0].Algorithm.String()
-	if name := digests[oid]; name != "" {
-		return name, nil
+	sig := Signature{Hash: digests[oid]}
+	if sig.Hash == "" {
+		sig.Hash = oid
 	}
-	return oid, nil
+	id := data.Signers[0].ID
+	if id.Class == asn1.ClassContextSpecific { // the key's identifier alone (sign-file -k)
+		sig.Key = colons(id.Bytes)
+		return sig, nil
+	}
+	var by struct {
+		Issuer pkix.RDNSequence
+		Serial *big.Int
+	}
+	if _, err := asn1.Unmarshal(id.FullBytes, &by); err != nil {
+		return Signature{}, err
+	}
+	var name pkix.Name
+	name.FillFromRDNSequence(&by.Issuer)
+	sig.Signer, sig.Key = nameOf(name), keyID(by.Serial)
+	return sig, nil
 }
+
+// nameOf is a name as modinfo(8) prints it: the common name, or all of it.
+func nameOf(name pkix.Name) string {
+	if name.CommonName != "" {
+		return name.CommonName
+	}
+	return name.String()
+}
+
+// keyID is a serial number as modinfo(8) prints it.
+func keyID(serial *big.Int) string {
+	raw, err := asn1.Marshal(serial)
+	if err != nil || len(raw) < 3 {
+		return ""
+	}
+	return colons(raw[2:])
+}
+
+func colons(b []byte) string { return strings.ReplaceAll(fmt.Sprintf("% X", b), " ", ":") }
