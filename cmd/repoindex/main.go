@@ -1,11 +1,13 @@
 // Repoindex makes an apt repository of a directory of packages and keeps it in
 // order: a flat one, with index, signatures and a page for people. It reads a
 // document and indexes the directory of its packages, or indexes the directory
-// given as operand without a document.
+// given as operand without a document. It also tells of the modules that a system
+// has from such packages, and from elsewhere.
 //
 //	repoindex <3.json >4.json
 //	repoindex --sign-with modules@example.org /srv/modules >/dev/null
 //	repoindex --verify /srv/modules >/dev/null
+//	repoindex --audit / >audit.json
 package main
 
 import (
@@ -23,13 +25,19 @@ import (
 const manual = `
 Makes a flat apt repository of the output directory of the document's packages,
 or of DIR: Packages, Release, signatures, dkms2bin.sources for its clients,
-status.json and index.html. Packages that cannot be read are named and left out.`
+status.json and index.html. Packages that cannot be read are named and left out.
+
+With --audit it looks at a root directory instead: which kernel modules are there
+that are not the kernels' own, which package each is of, who signed it, and whether
+its kernel would load it. A module that cannot load, that no package owns or that is
+another file than its package had gives exit status 3.`
 
 type options struct {
 	description, signWith, url string
 	keep                       repo.Keep
 	grace                      time.Duration
 	dryRun, verify             bool
+	audit                      string
 }
 
 func (o *options) flags(fs *flag.FlagSet) {
@@ -41,6 +49,7 @@ func (o *options) flags(fs *flag.FlagSet) {
 	fs.DurationVar(&o.grace, "grace-period", 24*time.Hour, "remove files this `time` after the index names them no more")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "only say what --keep-kernels and --keep-versions would remove")
 	fs.BoolVar(&o.verify, "verify", false, "only check signatures, digests and presence of all files")
+	fs.StringVar(&o.audit, "audit", "", "only list the modules in this root `directory` that are not its kernels' own")
 }
 
 // check looks at flags and operand: at most one, a directory.
@@ -53,6 +62,12 @@ func (o *options) check(operands []string) error {
 	}
 	if len(operands) > 1 {
 		return cli.Usagef("one directory at a time")
+	}
+	if o.audit != "" {
+		if len(operands) > 0 || o.verify || o.dryRun {
+			return cli.Usagef("--audit looks at a root directory, and at no repository: it goes with no operand, --verify or --dry-run")
+		}
+		operands = []string{o.audit}
 	}
 	for _, dir := range operands {
 		info, err := os.Stat(dir)
@@ -67,6 +82,9 @@ func (o *options) check(operands []string) error {
 }
 
 func (o *options) run(ctx context.Context, s *cli.Session) error {
+	if o.audit != "" {
+		return o.auditRoot(ctx, s)
+	}
 	var dir string
 	switch {
 	case len(s.Operands) == 1:
@@ -94,7 +112,7 @@ func main() {
 	cli.Main(cli.Program{
 		Name: "repoindex", Manual: manual, Operands: "DIR",
 		Flags: o.flags, Check: o.check,
-		Standalone: func(operands []string) bool { return len(operands) > 0 },
+		Standalone: func(operands []string) bool { return o.audit != "" || len(operands) > 0 },
 		Run:        o.run,
 		Fresh: func() error {
 			_, err := o.key(context.Background())

@@ -207,7 +207,7 @@ func TestWrongUsage(t *testing.T) {
 			var c call
 			p := recorder(&c, nil)
 			p.Check = func([]string) error { return tt.check }
-			before := &state.Document{Version: 1, Packages: []state.Package{{Request: "kept"}}, Builds: []state.Build{{Status: state.Failed}}}
+			before := &state.Document{Version: 1, Minor: state.Minor, Packages: []state.Package{{Request: "kept"}}, Builds: []state.Build{{Status: state.Failed}}}
 			res := run(t, p, encode(t, before), tt.args...)
 			assert.Equal(t, res.code, 2, res.stderr)
 			assert.Assert(t, strings.HasPrefix(res.stderr, "recorder: error: "), res.stderr)
@@ -325,7 +325,7 @@ func TestStdinIsNotRead(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			code := Run(p, args, closed(t), &stdout, &stderr)
 			assert.Equal(t, code, 0, stderr.String())
-			assert.DeepEqual(t, result{stdout: stdout.String()}.document(t), &state.Document{Version: 1, Packages: []state.Package{{Request: "made"}}})
+			assert.DeepEqual(t, result{stdout: stdout.String()}.document(t), &state.Document{Version: 1, Minor: state.Minor, Packages: []state.Package{{Request: "made"}}})
 			assert.DeepEqual(t, c.operands, args)
 		})
 	}
@@ -369,7 +369,7 @@ func TestRun(t *testing.T) {
 				return diag.WithHint(errors.New("the disk is full"), "buy another")
 			},
 			after: state.Document{
-				Tree:  &state.Tree{Path: "/nowhere/at/all"},
+				Tree:  &state.Tree{Path: "/nowhere/at/all", Repositories: []state.Repository{}},
 				Error: &state.Error{Stage: "recorder", Kind: state.KindFailed, Message: "the disk is full", Hint: "buy another"},
 			},
 			code: 1, ran: true,
@@ -441,7 +441,7 @@ func TestRun(t *testing.T) {
 			var c call
 			res := run(t, recorder(&c, tt.run), encode(t, &tt.before))
 			assert.Equal(t, res.code, tt.code)
-			tt.after.Version = state.Version
+			tt.after.Version, tt.after.Minor = state.Version, state.Minor
 			assert.DeepEqual(t, res.document(t), &tt.after)
 			assert.Equal(t, c.ran, tt.ran)
 			assert.Equal(t, c.passed, !tt.ran)
@@ -591,7 +591,7 @@ func TestCopy(t *testing.T) {
 		dir := t.TempDir()
 		assert.NilError(t, os.Mkdir(filepath.Join(dir, "documents"), 0o755))
 		assert.NilError(t, os.WriteFile(filepath.Join(dir, "dkms2bin-tree"), nil, 0o644))
-		return &state.Document{Version: 1, Tree: &state.Tree{Path: dir}}
+		return &state.Document{Version: 1, Minor: state.Minor, Tree: &state.Tree{Path: dir, Repositories: []state.Repository{}}}
 	}
 	copies := func(t *testing.T, doc *state.Document) []string {
 		found, err := filepath.Glob(filepath.Join(doc.Tree.Path, "documents", "*"))

@@ -41,7 +41,7 @@ type options struct {
 // keys are the flags of all programs: one configuration file serves them all,
 // so each program passes over those of the others.
 var keys = []string{
-	"auth-conf", "base", "build-package", "cache", "cache-dir", "cache-size", "direct-repo-addr", "dkms", "dry-run",
+	"audit", "auth-conf", "base", "build-package", "cache", "cache-dir", "cache-size", "direct-repo-addr", "dkms", "dry-run",
 	"grace-period", "headers", "http-proxy", "https-proxy", "image-dependency", "index-description", "index-url",
 	"initramfs", "jobs", "keep", "keep-kernels", "keep-versions", "kernel-flavor", "kver", "load-cert", "log-dir",
 	"no-cache", "older-than", "out-dir", "provide-dkms", "release", "repo", "set", "settings", "shell", "sign-cert",
@@ -85,7 +85,7 @@ func parseFlags(p Program, args []string) (options, error) {
 	opts.usage = usage(p, fs)
 
 	// What is done once must not be done by every program because of a profile.
-	for _, action := range []string{"CHECK", "DRY_RUN", "KEEP", "SHELL", "STALE", "VERIFY", "VERSION"} {
+	for _, action := range []string{"AUDIT", "CHECK", "DRY_RUN", "KEEP", "SHELL", "STALE", "VERIFY", "VERSION"} {
 		os.Unsetenv(EnvPrefix + "_" + action)
 	}
 	err := ff.Parse(fs, spreadLists(fs, unaliased(args)),

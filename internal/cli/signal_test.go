@@ -143,7 +143,7 @@ func TestSignalBeforeTheDocument(t *testing.T) {
 			assert.Equal(t, code, 130)
 			doc := result{stdout: p.stdout.String()}.document(t)
 			assert.DeepEqual(t, doc, &state.Document{
-				Version: 1, Packages: []state.Package{{Request: "kept"}},
+				Version: 1, Minor: state.Minor, Packages: []state.Package{{Request: "kept"}},
 				Error: &state.Error{Stage: "quick", Kind: state.KindInterrupted, Message: "interrupted by " + unix.SignalName(sig)},
 			})
 			assert.Equal(t, stderr, "quick: error: interrupted by "+unix.SignalName(sig)+"\n")
@@ -192,7 +192,7 @@ func TestSignalBeforeTheDocumentToBePassedOn(t *testing.T) {
 			code, _ := p.end(t)
 			assert.Equal(t, code, 130)
 			assert.DeepEqual(t, result{stdout: p.stdout.String()}.document(t),
-				&state.Document{Version: 1, Packages: []state.Package{{Name: "cleaned up"}}, Error: tt.want})
+				&state.Document{Version: 1, Minor: state.Minor, Packages: []state.Package{{Name: "cleaned up"}}, Error: tt.want})
 		})
 	}
 }
@@ -209,7 +209,7 @@ func TestSignalDuringRun(t *testing.T) {
 			code, stderr := p.end(t)
 			assert.Equal(t, code, 130)
 			assert.DeepEqual(t, result{stdout: p.stdout.String()}.document(t), &state.Document{
-				Version: 1, Packages: []state.Package{{Name: "cleaned up"}},
+				Version: 1, Minor: state.Minor, Packages: []state.Package{{Name: "cleaned up"}},
 				Error: &state.Error{Stage: "patient", Kind: state.KindInterrupted, Message: "interrupted by " + unix.SignalName(sig)},
 			})
 			assert.Equal(t, stderr, "patient: error: interrupted by "+unix.SignalName(sig)+"\n")

@@ -299,6 +299,20 @@ func zero(v reflect.Value, path string) (names []string) {
 	return nil
 }
 
+// TestSchemaOfEmpty: what is always there has the right type with nothing in it, too.
+func TestSchemaOfEmpty(t *testing.T) {
+	t.Parallel()
+	created := time.Date(2026, 11, 22, 21, 42, 7, 0, time.UTC)
+	var files []string
+	for _, doc := range []Document{{}, {Tree: &Tree{Path: "/t", Created: created}, Audit: &Audit{Root: "/"}}} {
+		raw, err := doc.Encode()
+		assert.NilError(t, err)
+		files = append(files, writeDocument(t, raw))
+	}
+	says, which := refused(t, files...)
+	assert.Assert(t, which == nil, says)
+}
+
 // TestSchemaRefuses: what Parse would not take, and what no program writes.
 func TestSchemaRefuses(t *testing.T) {
 	t.Parallel()

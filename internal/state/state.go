@@ -407,6 +407,9 @@ func Parse(raw []byte) (*Document, error) {
 // Encode gives the document as it is written, with a line end.
 func (d *Document) Encode() ([]byte, error) {
 	d.Version, d.Minor = Version, Minor
+	if d.Tree != nil && d.Tree.Repositories == nil {
+		d.Tree.Repositories = []Repository{} // the field is always there, and a list
+	}
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)

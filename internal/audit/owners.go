@@ -1,0 +1,167 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+)
+
+// adminDir is where dpkg keeps its books.
+const adminDir = "/var/lib/dpkg"
+
+// owners fills in which packages own modules; false when dpkg has no books here. dpkg-query
+// of the host reads them.
+func (t *tree) owners(ctx context.Context, modules []Module) (bool, error) {
+	status, err := t.open(path.Join(adminDir, "status"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	status.Close()
+	listed, err := t.query(ctx, "--search", "*"+modulesDir+"/*")
+	if err != nil {
+		return false, err
+	}
+	versions, err := t.query(ctx, "--show", "--showformat", "${binary:Package}\t${Version}\n")
+	if err != nil {
+		return false, err
+	}
+	version := map[string]string{}
+	for line := range strings.Lines(versions) {
+		if name, v, ok := strings.Cut(strings.TrimSpace(line), "\t"); ok {
+			version[name] = v
+		}
+	}
+	of := parseOwners(listed)
+	sums := map[string]map[string]string{}
+	for i := range modules {
+		m := &modules[i]
+		names := of[m.Path]
+		if len(names) == 0 {
+			continue
+		}
+		name := names[0]
+		m.Package, _, _ = strings.Cut(name, ":")
+		m.PackageVersion = version[name]
+		if sums[name] == nil {
+			// A package need not have them.
+			text, _ := t.query(ctx, "--control-show", name, "md5sums")
+			sums[name] = parseSums(text)
+		}
+		noted := sums[name][m.Path]
+		m.Altered = noted != "" && noted != m.sum
+	}
+	return true, nil
+}
+
+// query asks the tree's books. Nothing found is no error.
+func (t *tree) query(ctx context.Context, args ...string) (string, error) {
+	dir, err := t.open(adminDir)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, "dpkg-query", append([]string{"--admindir=/proc/self/fd/3"}, args...)...)
+	cmd.Env = append(cmd.Environ(), "LC_ALL=C", "DPKG_ROOT=")
+	cmd.ExtraFiles = append(cmd.ExtraFiles, dir)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 1 { // dpkg-query(1): not found
+		err = nil
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return "", context.Cause(ctx)
+		}
+		return "", fmt.Errorf("dpkg-query: %w: %s", err, strings.Join(strings.Fields(stderr.String()), " "))
+	}
+	return stdout.String(), nil
+}
+
+// parseOwners reads what dpkg-query --search prints: packages by path. Where a package has
+// led a file away, what lies under its name is that package's own, and the others' lies
+// where it was led to. Paths in /usr/lib are those in /lib.
+func parseOwners(listed string) map[string][]string {
+	of := map[string][]string{}
+	type diversion struct{ by, from, to string }
+	var diversions []diversion
+	var now diversion
+	for line := range strings.Lines(listed) {
+		who, file, ok := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
+		if !ok {
+			continue
+		}
+		file = merged(file)
+		by, isDiversion := strings.CutPrefix(who, "diversion by ")
+		local, isLocal := strings.CutPrefix(who, "local diversion ")
+		switch {
+		case isDiversion || isLocal:
+			what := local
+			if isDiversion {
+				i := strings.LastIndex(by, " ")
+				if i < 0 {
+					continue
+				}
+				now.by, what = by[:i], by[i+1:]
+			} else {
+				now.by = ""
+			}
+			if what == "from" {
+				now.from = file
+			} else {
+				now.to = file
+				if !slices.Contains(diversions, now) {
+					diversions = append(diversions, now)
+				}
+			}
+		default:
+			for name := range strings.SplitSeq(who, ", ") {
+				if !slices.Contains(of[file], name) {
+					of[file] = append(of[file], name)
+				}
+			}
+		}
+	}
+	for _, d := range diversions {
+		mine := func(name string) bool {
+			short, _, _ := strings.Cut(name, ":")
+			return short == d.by
+		}
+		for _, name := range of[d.from] {
+			if !mine(name) {
+				of[d.to] = append(of[d.to], name)
+			}
+		}
+		of[d.from] = slices.DeleteFunc(slices.Clone(of[d.from]), func(name string) bool { return !mine(name) })
+	}
+	return of
+}
+
+// parseSums reads the md5sums of a package: sums by path.
+func parseSums(text string) map[string]string {
+	sums := map[string]string{}
+	for line := range strings.Lines(text) {
+		if sum, file, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "  "); ok {
+			sums[merged("/"+file)] = sum
+		}
+	}
+	return sums
+}
+
+// merged is a path as it is where /lib is /usr/lib, whichever of the two a package has.
+func merged(file string) string {
+	if strings.HasPrefix(file, "/usr"+modulesDir+"/") {
+		return strings.TrimPrefix(file, "/usr")
+	}
+	return file
+}
