@@ -19,7 +19,9 @@ MKCHROOT_FLAGS ?=
 DKMSBUILD_FLAGS ?=
 DEBEXTRACT_FLAGS ?=
 REPOINDEX_FLAGS ?=
-BIN ?= $(dir $(realpath $(lastword $(MAKEFILE_LIST))))../bin/
+# In a checkout, or in an installation; else from PATH.
+here := $(dir $(realpath $(lastword $(MAKEFILE_LIST))))
+BIN ?= $(dir $(firstword $(wildcard $(here)../bin/mkchroot $(here)../../lib/dkms2bin/mkchroot)))
 
 kernels := $(or $(KVERS),current)
 tree := $(STATE_DIR)/tree.json

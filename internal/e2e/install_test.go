@@ -98,6 +98,7 @@ func testInstall(t *testing.T, repository, kver string) {
 			return nil
 		},
 	}))
+	t.Run("own package", func(t *testing.T) { testOwnPackage(t, tree) })
 	t.Run("companions", func(t *testing.T) { testCompanions(t, tree, kver) })
 }
 
