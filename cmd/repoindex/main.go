@@ -28,9 +28,9 @@ or of DIR: Packages, Release, signatures, dkms2bin.sources for its clients,
 status.json and index.html. Packages that cannot be read are named and left out.
 
 With --audit it looks at a root directory instead: which kernel modules are there
-that are not the kernels' own, which package each is of, who signed it, and whether
-its kernel would load it. A module that cannot load, that no package owns or that is
-another file than its package had gives exit status 3.`
+that are not the kernels' own, or of no package; which package each is of, who
+signed it, and whether its kernel would load it. A module that cannot load, that no
+package owns or that is another file than its package had gives exit status 3.`
 
 type options struct {
 	description, signWith, url string

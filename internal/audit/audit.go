@@ -24,7 +24,7 @@ import (
 // A Report is what a tree has.
 type Report struct {
 	Kernels []Kernel // the oldest first
-	Modules []Module // that are not the kernels' own, by kernel and path
+	Modules []Module // by kernel and path
 	// Owners says that the tree has the books of dpkg; without them no module has a
 	// package.
 	Owners bool
@@ -58,7 +58,7 @@ const (
 )
 
 // A Module is one that is not the kernel's own: it was not built with the kernel (intree
-// in modinfo), or cannot be read.
+// in modinfo), no package owns it, or it cannot be read.
 type Module struct {
 	Path    string // seen from the root
 	Kernel  string // in whose directory it lies
@@ -105,20 +105,26 @@ func Root(ctx context.Context, dir string) (_ *Report, err error) {
 		}
 	}
 	slices.SortFunc(releases, kernel.CompareReleases)
-	report := &Report{}
+	books, err := t.readBooks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	report := &Report{Owners: books != nil}
 	for _, release := range releases {
-		k, err := t.look(ctx, release)
+		k, err := t.look(ctx, release, books)
 		if err != nil {
 			return nil, err
 		}
 		k.judge()
 		report.Kernels = append(report.Kernels, Kernel{release, len(k.own), k.against})
 		for _, m := range k.others {
+			if err := books.fillIn(ctx, m); err != nil {
+				return nil, err
+			}
 			report.Modules = append(report.Modules, *m)
 		}
 	}
-	report.Owners, err = t.owners(ctx, report.Modules)
-	return report, err
+	return report, nil
 }
 
 // modulesDir has a directory for each kernel.
@@ -132,13 +138,13 @@ type found struct {
 	against Against
 	target  kernel.Target
 
-	verdicts map[*Module]string // why not; while one is being judged, ""
+	judged map[*Module]bool // false while one is being judged
 }
 
 var moduleName = regexp.MustCompile(`\.ko(\.gz|\.xz|\.zst)?$`)
 
 // look reads all modules of a kernel.
-func (t *tree) look(ctx context.Context, release string) (*found, error) {
+func (t *tree) look(ctx context.Context, release string, books *books) (*found, error) {
 	k := &found{release: release, own: map[string]string{}, against: Headers}
 	if k.target = t.headers(release); k.target.Symvers == nil {
 		k.against = Modules
@@ -158,10 +164,12 @@ func (t *tree) look(ctx context.Context, release string) (*found, error) {
 				m := t.read(file)
 				place := moduleName.ReplaceAllString(strings.TrimPrefix(strings.TrimPrefix(file, dir+"/"), "kernel/"), "")
 				lock.Lock()
-				if m.module == nil || !m.module.InTree {
-					m.Kernel = release
+				m.Kernel = release
+				inTree := m.module != nil && m.module.InTree
+				if !inTree || books.unowned(file) {
 					k.others = append(k.others, m)
-				} else {
+				}
+				if inTree {
 					k.own[m.Name] = place
 					if k.against == Modules {
 						observed.Add(place, *m.module)
@@ -212,8 +220,8 @@ func (t *tree) headers(release string) kernel.Target {
 	return kernel.Target{Facts: facts, Symvers: symvers}
 }
 
-// read reads a module. What is more than its symbols is read only of modules that are not
-// the kernel's own.
+// read reads a module. Of those that say they are the kernel's own it reads no more than
+// their symbols.
 func (t *tree) read(file string) *Module {
 	m := &Module{Path: file, Verdict: Fails}
 	err := func() error {
@@ -257,24 +265,24 @@ func (k *found) judge() {
 	k.target.Replaced = map[string]string{}
 	for _, m := range k.others {
 		// Of two modules of a name depmod takes the one in updates, by default.
-		if place := k.own[m.Name]; place != "" && m.module != nil && strings.HasPrefix(m.Path, path.Join(modulesDir, k.release, "updates")+"/") {
+		if place := k.own[m.Name]; place != "" && m.module != nil && !m.module.InTree && strings.HasPrefix(m.Path, path.Join(modulesDir, k.release, "updates")+"/") {
 			m.Replaces = place
 			k.target.Replaced[m.Name] = path.Base(m.Path)
 		}
 	}
-	k.verdicts = map[*Module]string{}
+	k.judged = map[*Module]bool{}
 	for _, m := range k.others {
 		k.judgeOne(m)
 	}
 }
 
-// judgeOne judges a module, after those that it needs. Modules that need each other
-// are not checked for one of them.
+// judgeOne judges a module, after those that it needs.
 func (k *found) judgeOne(m *Module) {
-	if _, seen := k.verdicts[m]; seen || m.module == nil {
+	if _, seen := k.judged[m]; seen || m.module == nil {
 		return
 	}
-	k.verdicts[m] = ""
+	k.judged[m] = false
+	defer func() { k.judged[m] = true }()
 	beside := []kernel.Module{}
 	unsure := ""
 	for _, name := range m.module.Depends {
@@ -282,7 +290,11 @@ func (k *found) judgeOne(m *Module) {
 		switch on := k.other(name); {
 		case on != nil:
 			k.judgeOne(on)
-			if on.Verdict == Fails && on.Reason != "" {
+			if !k.judged[on] {
+				m.Reason = fmt.Sprintf("it needs the module %s, which needs this one", name)
+				return
+			}
+			if on.Verdict == Fails {
 				m.Reason = fmt.Sprintf("it needs the module %s, which cannot be loaded: %s", name, on.Reason)
 				return
 			}

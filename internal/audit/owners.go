@@ -15,54 +15,66 @@ import (
 // adminDir is where dpkg keeps its books.
 const adminDir = "/var/lib/dpkg"
 
-// owners fills in which packages own modules; false when dpkg has no books here. dpkg-query
-// of the host reads them.
-func (t *tree) owners(ctx context.Context, modules []Module) (bool, error) {
+// books is what dpkg knows of a tree: packages by file, versions by package, and MD5 sums
+// by package and file.
+type books struct {
+	tree    *tree
+	of      map[string][]string
+	version map[string]string
+	sums    map[string]map[string]string
+}
+
+// readBooks asks dpkg-query of the host; nil when dpkg has no books in the tree.
+func (t *tree) readBooks(ctx context.Context) (*books, error) {
 	status, err := t.open(path.Join(adminDir, "status"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	status.Close()
 	listed, err := t.query(ctx, "--search", "*"+modulesDir+"/*")
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	versions, err := t.query(ctx, "--show", "--showformat", "${binary:Package}\t${Version}\n")
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	version := map[string]string{}
+	b := &books{tree: t, of: parseOwners(listed), version: map[string]string{}, sums: map[string]map[string]string{}}
 	for line := range strings.Lines(versions) {
 		if name, v, ok := strings.Cut(strings.TrimSpace(line), "\t"); ok {
-			version[name] = v
+			b.version[name] = v
 		}
 	}
-	of := parseOwners(listed)
-	sums := map[string]map[string]string{}
-	for i := range modules {
-		m := &modules[i]
-		names := of[m.Path]
-		if len(names) == 0 {
-			continue
-		}
-		name := names[0]
-		m.Package, _, _ = strings.Cut(name, ":")
-		m.PackageVersion = version[name]
-		if sums[name] == nil {
-			// A package need not have them.
-			text, _ := t.query(ctx, "--control-show", name, "md5sums")
-			sums[name] = parseSums(text)
-		}
-		noted := sums[name][m.Path]
-		m.Altered = noted != "" && noted != m.sum
-	}
-	return true, nil
+	return b, nil
 }
 
-// query asks the tree's books. Nothing found is no error.
+// unowned says that no package owns a file. Without books nobody knows.
+func (b *books) unowned(file string) bool { return b != nil && len(b.of[file]) == 0 }
+
+// fillIn tells of the package that owns a module.
+func (b *books) fillIn(ctx context.Context, m *Module) error {
+	if b == nil || b.unowned(m.Path) {
+		return nil
+	}
+	name := b.of[m.Path][0]
+	m.Package, _, _ = strings.Cut(name, ":")
+	m.PackageVersion = b.version[name]
+	if b.sums[name] == nil {
+		text, err := b.tree.query(ctx, "--control-show", name, "md5sums")
+		if err != nil {
+			return err
+		}
+		b.sums[name] = parseSums(text)
+	}
+	noted := b.sums[name][m.Path]
+	m.Altered = noted != "" && noted != m.sum
+	return nil
+}
+
+// query asks the tree's books. Nothing found is no error: a package need not have sums.
 func (t *tree) query(ctx context.Context, args ...string) (string, error) {
 	dir, err := t.open(adminDir)
 	if err != nil {

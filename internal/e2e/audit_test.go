@@ -118,7 +118,8 @@ func TestAudit(t *testing.T) {
 		for f in a b c d; do cp "$1$3base.ko" $f.ko; done
 		xz b.ko; zstd -q --rm c.ko; gzip -n d.ko
 		printf '' >empty.ko; mkfifo fifo.ko; ln -s /etc/passwd outside.ko
-		objcopy --strip-debug a.ko "$1$3base.ko"`, "sh", root, extra, updates)
+		cp "$(find "$1/lib/modules/$4/kernel" -name '*.ko' | head -1)" own.ko
+		objcopy --strip-debug a.ko "$1$3base.ko"`, "sh", root, extra, updates, cloud)
 	foreign := t.TempDir()
 	mustRun(t, "dpkg-deb", "-x", filepath.Join(out, debName(t, out, "base-modules-"+other)), foreign)
 	assert.NilError(t, os.Rename(filepath.Join(foreign, "lib/modules", other, "updates/dkms/base.ko"), in(extra+"foreign.ko")))
@@ -126,7 +127,7 @@ func TestAudit(t *testing.T) {
 
 	r = audit(state.ExitIncomplete)
 	of := modulesOf(r.doc)
-	assert.Equal(t, len(of), 10, "%v", of)
+	assert.Equal(t, len(of), 11, "%v", of)
 	assert.DeepEqual(t, of[good.Path], good)
 	altered := of[updates+"base.ko"]
 	assert.Assert(t, altered.Altered && altered.Loads == state.LoadsYes && altered.Package == "base-modules-"+cloud && altered.Signer == "", "%+v", altered)
@@ -134,6 +135,8 @@ func TestAudit(t *testing.T) {
 		m := of[extra+name]
 		assert.Assert(t, m.Name == "base" && m.Loads == state.LoadsYes && m.Package == "" && m.Signer == good.Signer, "%+v", m)
 	}
+	own := of[extra+"own.ko"] // says that it is one of the kernel's
+	assert.Assert(t, own.Loads == state.LoadsYes && own.Package == "" && own.Replaces == "", "%+v", own)
 	for name, reason := range map[string]string{
 		"empty.ko":   "it cannot be read: empty file",
 		"fifo.ko":    "it cannot be read: not a regular file",
@@ -147,7 +150,7 @@ func TestAudit(t *testing.T) {
 		"warning: "+extra+"a.ko: no package owns it",
 		"warning: "+updates+"base.ko: it is not the file that base-modules-"+cloud+" ",
 		"warning: "+extra+"foreign.ko: "+cloud+" cannot load it: ",
-		"9 with something wrong")
+		"10 with something wrong")
 
 	// What a module needs is not there.
 	mustRun(t, "sh", "-ec", `rm -r "$1"; dpkg --root="$2" --log=/dev/null --force-depends --purge "$3"`, "sh", in(extra), root, "base-modules-"+cloud)
