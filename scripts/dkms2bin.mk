@@ -21,7 +21,7 @@ DEBEXTRACT_FLAGS ?=
 REPOINDEX_FLAGS ?=
 # In a checkout, or in an installation; else from PATH.
 here := $(dir $(realpath $(lastword $(MAKEFILE_LIST))))
-BIN ?= $(dir $(firstword $(wildcard $(here)../bin/mkchroot $(here)../../lib/dkms2bin/mkchroot)))
+BIN ?= $(dir $(realpath $(firstword $(wildcard $(here)../bin/mkchroot $(here)../../lib/dkms2bin/mkchroot))))
 
 kernels := $(or $(KVERS),current)
 tree := $(STATE_DIR)/tree.json

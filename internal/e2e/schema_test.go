@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"crypto/sha256"
+	"dkms2bin/internal/state"
 	"fmt"
 	"os"
 	"os/exec"
@@ -47,6 +48,26 @@ func keepDocuments(t *testing.T, dir string) {
 		raw, err := os.ReadFile(file)
 		assert.NilError(t, err)
 		keepDocument(t, raw)
+	}
+}
+
+// TestOlderDocument: a document as 1.0 had it is taken, and handed on as one of today.
+func TestOlderDocument(t *testing.T) {
+	minor := fmt.Sprintf("  \"minor\": %d,\n", state.Minor)
+	now := string(encode(t, &state.Document{Kernels: []state.Kernel{{Release: "6.1.0-1-amd64"}}, OutDir: t.TempDir()}, nil))
+	old := strings.Replace(now, minor, "", 1)
+	assert.Assert(t, old != now)
+	for _, stage := range []string{"debextract", "rmchroot"} {
+		args := []string{"--out-dir", t.TempDir()}
+		if stage == "rmchroot" {
+			args = nil
+		}
+		r := command{name: stage, stdin: []byte(old), args: args}.run(t).mustExit(t, 0)
+		assert.Equal(t, r.doc.Minor, state.Minor)
+		assert.Equal(t, r.doc.Kernels[0].Release, "6.1.0-1-amd64")
+		newer := strings.Replace(now, minor, fmt.Sprintf("  \"minor\": %d,\n", state.Minor+1), 1)
+		command{name: stage, stdin: []byte(newer), args: args}.run(t).mustExit(t, state.ExitUsage).
+			mustSay(t, fmt.Sprintf("the document has version %d.%d", state.Version, state.Minor+1))
 	}
 }
 
