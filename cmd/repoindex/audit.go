@@ -70,7 +70,8 @@ func printAudit(msg *cli.Messenger, a *state.Audit) {
 			from += " " + m.PackageVersion
 		}
 		signer := cmp.Or(m.Signer, m.SigKey)
-		for i, field := range []string{m.Kernel, m.Name, m.Version, from, signer, m.Loads} {
+		file := strings.TrimPrefix(m.Path, "/lib/modules/"+m.Kernel+"/")
+		for i, field := range []string{m.Kernel, file, m.Version, from, signer, m.Loads} {
 			if i > 0 {
 				fmt.Fprint(w, "\t")
 			}
