@@ -98,7 +98,9 @@ func testInstall(t *testing.T, repository, kver string) {
 			return nil
 		},
 	}))
-	t.Run("own package", func(t *testing.T) { testOwnPackage(t, tree) })
+	if os.Getenv("DKMS2BIN_NIGHTLY") != "" { // linked, packed and linted it takes half a minute
+		t.Run("own package", func(t *testing.T) { testOwnPackage(t, tree) })
+	}
 	t.Run("companions", func(t *testing.T) { testCompanions(t, tree, kver) })
 }
 

@@ -37,26 +37,10 @@ func testOwnPackage(t *testing.T, tree *rootfs.Tree) {
 	path := runMkdeb(t, top, t.TempDir())
 	lint(t, path)
 
-	// What is in it, on the host.
 	x := t.TempDir()
 	mustRun(t, "dpkg-deb", "-x", path, x)
-	text, err := os.ReadFile(filepath.Join(x, "etc/dkms2bin.conf"))
-	assert.NilError(t, err)
-	var conf strings.Builder // with all that is only an example, but for the key
-	for line := range strings.Lines(string(text)) {
-		if option := strings.TrimPrefix(line, "#"); option != "" && option[0] >= 'a' && option[0] <= 'z' && !strings.HasPrefix(option, "sign-with ") {
-			conf.WriteString(option)
-		}
-	}
-	assert.Assert(t, strings.Contains(conf.String(), "\ndkms bbswitch-dkms\nout-dir "), conf.String())
-	config := filepath.Join(t.TempDir(), "conf")
-	assert.NilError(t, os.WriteFile(config, []byte(conf.String()), 0o644))
-	for _, program := range []string{"mkchroot", "dkmsbuild", "debextract", "repoindex", "rmchroot"} {
-		mustRun(t, filepath.Join(x, "usr/lib/dkms2bin", program), "--check", "--config", config)
-	}
 	dry := mustRun(t, "make", "--dry-run", "-f", filepath.Join(x, "usr/share/dkms2bin/dkms2bin.mk"), "DKMS=x-dkms", "OUT_DIR="+t.TempDir())
 	assert.Assert(t, strings.Contains(dry, "; "+filepath.Join(x, "usr/lib/dkms2bin/mkchroot")+" "), dry)
-	testUnits(t, x)
 
 	var log bytes.Buffer
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
@@ -99,27 +83,34 @@ func testOwnPackage(t *testing.T, tree *rootfs.Tree) {
 	}), "%s", &log)
 }
 
-// testUnits has systemd look at the units of an unpacked package.
-func testUnits(t *testing.T, x string) {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(x, "*/systemd/system/dkms2bin.*"))
-	assert.NilError(t, err)
-	if len(files) == 0 { // a newer debhelper
-		files, err = filepath.Glob(filepath.Join(x, "usr/lib/systemd/system/dkms2bin.*"))
-		assert.NilError(t, err)
-	}
-	assert.Equal(t, len(files), 2)
-	args := []string{"verify", "--man=no"}
+// TestUnits has systemd look at the units of the package, and the programs at its
+// configuration, with all that is only an example there, but for the key.
+func TestUnits(t *testing.T) {
 	dir := t.TempDir()
-	for _, file := range files {
-		unit, err := os.ReadFile(file)
+	args := []string{"verify", "--man=no"}
+	for _, name := range []string{"dkms2bin.service", "dkms2bin.timer"} {
+		unit, err := os.ReadFile(filepath.Join(scripts, "debian", name))
 		assert.NilError(t, err)
-		there := strings.ReplaceAll(string(unit), "=/usr/bin/", "="+filepath.Join(x, "usr/bin")+"/")
-		path := filepath.Join(dir, filepath.Base(file))
-		assert.NilError(t, os.WriteFile(path, []byte(there), 0o644))
+		path := filepath.Join(dir, name)
+		assert.NilError(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(unit), "=/usr/bin/", "="+scripts+"/")), 0o644))
 		args = append(args, path)
 	}
 	assert.Equal(t, mustRun(t, "systemd-analyze", args...), "")
+
+	text, err := os.ReadFile(filepath.Join(scripts, "debian/dkms2bin.conf"))
+	assert.NilError(t, err)
+	var conf strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if option := strings.TrimPrefix(line, "#"); option[0] >= 'a' && option[0] <= 'z' && !strings.HasPrefix(option, "sign-with ") {
+			conf.WriteString(option)
+		}
+	}
+	assert.Assert(t, strings.Contains(conf.String(), "\ndkms bbswitch-dkms\nout-dir "), conf.String())
+	config := filepath.Join(dir, "conf")
+	assert.NilError(t, os.WriteFile(config, []byte(conf.String()), 0o644))
+	for _, program := range []string{"mkchroot", "dkmsbuild", "debextract", "repoindex", "rmchroot"} {
+		mustRun(t, filepath.Join(bin, program), "--check", "--config", config)
+	}
 }
 
 // TestOwnPackages: the same commit gives the same package, wherever it lies, and one for
