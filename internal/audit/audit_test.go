@@ -133,6 +133,18 @@ func TestRoot(t *testing.T) {
 	})
 }
 
+// TestUsrAlone: without /lib there may be modules in /usr.
+func TestUsrAlone(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	compile(t, filepath.Join(root, "usr/lib/modules/6.1.0-56-amd64/updates/good.ko"), `license=GPL`+vermagic, "int f(int x) { return x; }")
+	report, err := Root(t.Context(), root)
+	assert.NilError(t, err)
+	assert.Equal(t, len(report.Modules), 1)
+	assert.Equal(t, report.Modules[0].Path, "/lib/modules/6.1.0-56-amd64/updates/good.ko")
+	assert.Equal(t, report.Modules[0].Verdict, Unknown)
+}
+
 func TestNoRoot(t *testing.T) {
 	t.Parallel()
 	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), "gone")} {

@@ -5,19 +5,32 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // A tree is a directory that is looked at as if it were the root. All paths begin with /.
-type tree struct{ root *os.File }
+type tree struct {
+	root *os.File
+	// usrOnly says that there is no /lib, as in an image of /usr alone: modulesDir is
+	// below /usr.
+	usrOnly bool
+}
 
 func openTree(dir string) (*tree, error) {
 	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
-	return &tree{root}, nil
+	t := &tree{root: root}
+	if f, err := t.open(modulesDir); err == nil {
+		f.Close()
+	} else if f, err := t.open("/usr" + modulesDir); err == nil {
+		f.Close()
+		t.usrOnly = true
+	}
+	return t, nil
 }
 
 func (t *tree) close() { t.root.Close() }
@@ -25,6 +38,9 @@ func (t *tree) close() { t.root.Close() }
 // open opens what is there for reading, links resolved as they are for a process that has
 // this root.
 func (t *tree) open(file string) (*os.File, error) {
+	if t.usrOnly && strings.HasPrefix(file, modulesDir) {
+		file = "/usr" + file
+	}
 	fd, err := unix.Openat2(int(t.root.Fd()), file, &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
