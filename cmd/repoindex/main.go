@@ -96,7 +96,7 @@ func main() {
 		Flags: o.flags, Check: o.check,
 		Standalone: func(operands []string) bool { return len(operands) > 0 },
 		Run:        o.run,
-		Fresh: func() error {
+		Fresh: func(*cli.Messenger) error {
 			_, err := o.key(context.Background())
 			return err
 		},

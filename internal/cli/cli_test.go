@@ -535,11 +535,14 @@ func TestCheckOfAFreshRun(t *testing.T) {
 	t.Parallel()
 	var c call
 	p := recorder(&c, nil)
-	p.Fresh = func() error { return Required("out-dir", c.flags.OutDir) }
+	p.Fresh = func(msg *Messenger) error {
+		msg.Warn("it grows old")
+		return Required("out-dir", c.flags.OutDir)
+	}
 	res := run(t, p, "", "--check")
-	assert.Equal(t, res, result{code: 2, stderr: "recorder: error: --out-dir is required\n"})
+	assert.Equal(t, res, result{code: 2, stderr: "recorder: warning: it grows old\nrecorder: error: --out-dir is required\n"})
 	res = run(t, p, "", "--check", "--out-dir", "D")
-	assert.Equal(t, res, result{})
+	assert.Equal(t, res, result{stderr: "recorder: warning: it grows old\n"})
 	c.flags = flags{}
 	assert.Equal(t, run(t, p, empty).code, 0)
 	assert.Assert(t, c.ran)
