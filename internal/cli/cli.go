@@ -121,6 +121,9 @@ func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.W
 		}
 	}
 	if opts.check {
+		if err == nil {
+			fmt.Fprint(stdout, settings(opts.flags))
+		}
 		return (&state.Document{Error: stageError(p.Name, err)}).ExitCode()
 	}
 
