@@ -342,6 +342,7 @@ func TestSlurmUsage(t *testing.T) {
 		"error: --dkms is required":                                       {"--wait"},
 		"error: unknown option --nodes":                                   {"--dkms", "x-dkms", "--nodes", "3"},
 		"index-description: its value cannot stand in a file":             {"--dkms", "x-dkms", "--index-description", "our #1"},
+		"/100%: sbatch would expand the %":                                {"--dkms", "x-dkms", "--out-dir", filepath.Join(out, "100%")},
 		"error: --set is of all modules of a kernel: it does not go with": {"--dkms", "x-dkms", "--set", "site", "--per=package"},
 	} {
 		command{name: "dkms2bin-slurm", args: append([]string{"--out-dir", out}, args...), env: []string{"SLURM_CONF=/dev/null"}}.run(t).mustExit(t, 2).mustSay(t, says)
