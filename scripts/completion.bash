@@ -6,6 +6,7 @@ _dkms2bin() {
 	local program=${COMP_WORDS[0]} cur=${COMP_WORDS[COMP_CWORD]} help options last='' kind='' i
 	[ "$cur" != = ] || cur=''
 	help=$("$program" --help 2>/dev/null) || return
+	[[ $program != *-slurm ]] || help+=$'\n'$("${program%-slurm}" --help 2>/dev/null) # takes those, too
 	options=$(sed -n 's/^  \(-h, \)\{0,1\}\(--[a-z-]*\)\( [^ ]*\)\{0,1\}.*/\2\3/p' <<<"$help")
 
 	# The option before. What it says of its value: "release...", with the dots of a list.
@@ -61,4 +62,4 @@ _dkms2bin() {
 	esac
 }
 
-complete -F _dkms2bin dkms2bin mkchroot dkmsbuild debextract repoindex rmchroot
+complete -F _dkms2bin dkms2bin dkms2bin-slurm mkchroot dkmsbuild debextract repoindex rmchroot

@@ -1,4 +1,4 @@
-#compdef dkms2bin mkchroot dkmsbuild debextract repoindex rmchroot
+#compdef dkms2bin dkms2bin-slurm mkchroot dkmsbuild debextract repoindex rmchroot
 # Completion for zsh of dkms2bin and its programs. Which options there are, and what
 # their values are, is read from the program's own --help; the names of packages and
 # kernels come from apt's lists.
@@ -7,6 +7,8 @@ local help line option='' kind='' last='' i
 local -a options
 local -A kinds
 help=$(_call_program options ${(q)${(Q)words[1]}} --help 2>/dev/null) || return 1
+# dkms2bin-slurm takes those of dkms2bin, too.
+[[ ${(Q)words[1]} != *-slurm ]] || help+=$'\n'$(_call_program options ${(q)${${(Q)words[1]}%-slurm}} --help 2>/dev/null)
 
 # "  --kver release...", with a text behind it or on the next line.
 for line in ${(f)help}; do

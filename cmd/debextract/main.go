@@ -154,7 +154,11 @@ func main() {
 			fs.StringVar(&o.suffix, "version-suffix", "", "`text` to append to the packages' versions, such as +site2")
 			o.sign.flags(fs)
 		},
-		Check:      o.check,
+		Check: o.check,
+		Fresh: func(msg *cli.Messenger) error {
+			o.sign.warn(msg)
+			return nil
+		},
 		Standalone: func(operands []string) bool { return len(operands) > 0 },
 		Run:        func(ctx context.Context, s *cli.Session) error { return extract(ctx, s, o) },
 		Pass:       func(_ context.Context, s *cli.Session) error { return errors.Join(saveTreeLog(s, o), saveLogs(s, o)) },

@@ -70,12 +70,20 @@ func (g *signing) passphrase() (string, error) {
 	return text, nil
 }
 
-// announce says by whom modules are signed, and whether the certificate is out of date.
+// announce says by whom modules are signed.
 func (g *signing) announce(msg *cli.Messenger) {
 	if g.signer == nil {
 		return
 	}
 	msg.Info("modules are signed by %s, key %s", g.signer.Name(), g.signer.KeyID())
+	g.warn(msg)
+}
+
+// warn says whether the certificate is out of date.
+func (g *signing) warn(msg *cli.Messenger) {
+	if g.signer == nil {
+		return
+	}
 	if text := g.signer.Warning(time.Now()); text != "" {
 		msg.Warn("%s", text)
 	}

@@ -98,5 +98,10 @@ func openTree(doc *state.Document) (*rootfs.Tree, error) {
 	if !tree.HasLayer(doc.Tree.Base) {
 		return nil, cli.Usagef("the build tree %s is not complete: it has no base system", doc.Tree.Path)
 	}
+	for _, k := range doc.Kernels {
+		if k.Layer == "" {
+			return nil, diag.WithHint(cli.Usagef("the build tree %s has no headers of %s", doc.Tree.Path, k.Release), "was mkchroot run with --dry-run?")
+		}
+	}
 	return tree, nil
 }

@@ -94,7 +94,7 @@ func main() {
 			fs.StringVar(&o.shell, "shell", "", "open a shell on the terminal where `MODULE/VERSION,KVER` was built or failed")
 		},
 		Check: o.check,
-		Fresh: func() error {
+		Fresh: func(*cli.Messenger) error {
 			if len(o.packages) == 0 {
 				return cli.Usagef("--dkms is required: a package to build modules from")
 			}

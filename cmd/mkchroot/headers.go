@@ -18,7 +18,8 @@ import (
 	"strings"
 )
 
-// addKernels finds the wanted kernels and makes a layer with the headers of each.
+// addKernels finds the wanted kernels and makes a layer with the headers of each,
+// unless it is a dry run.
 func addKernels(ctx context.Context, s *cli.Session, b *baseMaker, want selection) error {
 	h := headerMaker{baseMaker: b, below: layers(s.Doc.Tree.Lists, s.Doc.Tree.Base)}
 	base := b.inside
@@ -35,6 +36,11 @@ func addKernels(ctx context.Context, s *cli.Session, b *baseMaker, want selectio
 		s.Msg.Info("no kernel is new: all have packages in %s", want.outDir)
 	}
 	for _, t := range targets {
+		if want.dryRun {
+			t.Headers, t.Version = t.headers[0].Name, t.headers[0].Version
+			s.Doc.Kernels = append(s.Doc.Kernels, t.Kernel)
+			continue
+		}
 		k, err := h.take(ctx, t)
 		var none *noHeadersError
 		if errors.As(err, &none) && !t.Requested && want.fresh {

@@ -26,6 +26,7 @@ type selection struct {
 	flavour  string   // what its headers metapackage is called for; "" is the distribution's default
 	outDir   string
 	keep     int // newest kernels of the flavour that count for fresh; 0 stands for all
+	dryRun   bool
 }
 
 // A target is a kernel to build for, and the packages that may ship its headers,

@@ -26,7 +26,8 @@ Makes the build tree: a base system with compiler, dkms and debhelper, and the
 headers of each wanted kernel, each in a layer of its own. Without --kver that is
 the kernel that the header metapackage of the suite's default flavour points at.
 Packages come from the distribution's own repositories among those that the
-host's apt uses, from those that --repo names, or from Fuel's settings.
+host's apt uses, from those that --repo names, or from Fuel's settings. With
+--dry-run no headers are installed; the document only says which kernels it would be.
 
 Begins the chain: reads no document.`
 
@@ -48,6 +49,7 @@ type options struct {
 	noCache    bool
 	outDir     string
 	keep       int
+	dryRun     bool
 
 	args        []string     // the command line
 	cacheLimit  int64        // of --cache-size; negative for what the cache has
@@ -82,6 +84,11 @@ func (o *options) check([]string) (err error) {
 	}
 	if err := o.checkRepositories(); err != nil {
 		return err
+	}
+	if o.outDir != "" {
+		if o.outDir, err = filepath.Abs(o.outDir); err != nil {
+			return err
+		}
 	}
 	if err := o.readSettings(apt.FuelSettings); err != nil {
 		return err
@@ -160,7 +167,7 @@ const newKernels = "new"
 
 func (o *options) selection() selection {
 	named := slices.DeleteFunc(slices.Clone([]string(o.kvers)), func(k string) bool { return k == newKernels })
-	return selection{releases: named, fresh: len(named) < len(o.kvers), flavour: o.flavour, outDir: o.outDir, keep: o.keep}
+	return selection{releases: named, fresh: len(named) < len(o.kvers), flavour: o.flavour, outDir: o.outDir, keep: o.keep, dryRun: o.dryRun}
 }
 
 func main() {
@@ -185,6 +192,7 @@ func main() {
 			fs.StringVar(&o.cacheDir, "cache-dir", "", "`directory` of what runs can use again: base systems, headers (default cache in the default --work-dir)")
 			fs.StringVar(&o.cacheSize, "cache-size", "", "`size` that the cache may have, such as 500M or 20G; what was not used for the longest time is removed (default what was given last, else 10G)")
 			fs.BoolVar(&o.noCache, "no-cache", false, "make everything afresh; neither use a cache nor fill it")
+			fs.BoolVar(&o.dryRun, "dry-run", false, "only find the kernels; nothing can be built in the tree")
 			fs.StringVar(&o.workDir, "work-dir", "", "`directory` for build trees (default /var/cache/dkms2bin, for ordinary users in their own cache directory)")
 		},
 		Check: o.check,

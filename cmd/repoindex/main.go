@@ -114,7 +114,7 @@ func main() {
 		Flags: o.flags, Check: o.check,
 		Standalone: func(operands []string) bool { return o.audit != "" || len(operands) > 0 },
 		Run:        o.run,
-		Fresh: func() error {
+		Fresh: func(*cli.Messenger) error {
 			_, err := o.key(context.Background())
 			return err
 		},

@@ -44,8 +44,8 @@ type Program struct {
 	// when a signal came while this one was waiting for its document.
 	Pass func(context.Context, *Session) error
 	// Fresh, with --check, looks at what a run without an earlier document of
-	// this stage needs.
-	Fresh func() error
+	// this stage needs, and warns of what that run would warn of.
+	Fresh func(*Messenger) error
 }
 
 // A Session is one run of a program.
@@ -116,11 +116,14 @@ func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.W
 		s.Msg.Error(err) // before stdin is read
 	}
 	if opts.check && err == nil && p.Fresh != nil {
-		if err = p.Fresh(); err != nil {
+		if err = p.Fresh(s.Msg); err != nil {
 			s.Msg.Error(err)
 		}
 	}
 	if opts.check {
+		if err == nil {
+			fmt.Fprint(stdout, settings(opts.flags))
+		}
 		return (&state.Document{Error: stageError(p.Name, err)}).ExitCode()
 	}
 

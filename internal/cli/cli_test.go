@@ -141,7 +141,7 @@ Notes what it gets.
 
 Flags (each also from the environment, as DKMS2BIN_NAME):
   --check
-        only check the flags and what they name on this host
+        only check the flags and what they name on this host, and print those that are set as a file for --config
   --config file
         file with one flag and its value on a line, without the dashes
   --dkms package...
@@ -514,7 +514,6 @@ func TestCheckOnly(t *testing.T) {
 		code  int
 	}{
 		{[]string{"--check"}, nil, 0},
-		{[]string{"--check", "--keep"}, nil, 0},
 		{[]string{"--check"}, errors.New("it is missing"), 2},
 		{[]string{"--check", "--bogus"}, nil, 2},
 	} {
@@ -535,11 +534,14 @@ func TestCheckOfAFreshRun(t *testing.T) {
 	t.Parallel()
 	var c call
 	p := recorder(&c, nil)
-	p.Fresh = func() error { return Required("out-dir", c.flags.OutDir) }
+	p.Fresh = func(msg *Messenger) error {
+		msg.Warn("it grows old")
+		return Required("out-dir", c.flags.OutDir)
+	}
 	res := run(t, p, "", "--check")
-	assert.Equal(t, res, result{code: 2, stderr: "recorder: error: --out-dir is required\n"})
+	assert.Equal(t, res, result{code: 2, stderr: "recorder: warning: it grows old\nrecorder: error: --out-dir is required\n"})
 	res = run(t, p, "", "--check", "--out-dir", "D")
-	assert.Equal(t, res, result{})
+	assert.Equal(t, res, result{stdout: "out-dir D\n", stderr: "recorder: warning: it grows old\n"})
 	c.flags = flags{}
 	assert.Equal(t, run(t, p, empty).code, 0)
 	assert.Assert(t, c.ran)

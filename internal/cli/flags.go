@@ -36,6 +36,7 @@ type options struct {
 	operands       []string
 	check, version bool
 	usage          string
+	flags          *flag.FlagSet
 }
 
 // keys are the flags of all programs: one configuration file serves them all,
@@ -80,9 +81,9 @@ func parseFlags(p Program, args []string) (options, error) {
 		p.Flags(fs)
 	}
 	fs.String("config", "", "`file` with one flag and its value on a line, without the dashes")
-	fs.BoolVar(&opts.check, "check", false, "only check the flags and what they name on this host")
+	fs.BoolVar(&opts.check, "check", false, "only check the flags and what they name on this host, and print those that are set as a file for --config")
 	fs.BoolVar(&opts.version, "version", false, "print the version and exit")
-	opts.usage = usage(p, fs)
+	opts.usage, opts.flags = usage(p, fs), fs
 
 	// What is done once must not be done by every program because of a profile.
 	for _, action := range []string{"AUDIT", "CHECK", "DRY_RUN", "KEEP", "SHELL", "STALE", "VERIFY", "VERSION"} {
@@ -176,6 +177,29 @@ func spreadLists(fs *flag.FlagSet, args []string) []string {
 		}
 	}
 	return out
+}
+
+// settings are the flags that were set, wherever, as lines of a configuration file.
+// What such a file cannot hold becomes a comment.
+func settings(fs *flag.FlagSet) string {
+	var b strings.Builder
+	fs.Visit(func(f *flag.Flag) {
+		if slices.Contains([]string{"check", "config", "version"}, f.Name) {
+			return
+		}
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(*List); ok {
+			values = *list
+		}
+		for _, v := range values {
+			if v == "" || v != strings.TrimSpace(v) || strings.Contains(v, " #") || strings.ContainsAny(v, "\n\r") {
+				fmt.Fprintf(&b, "# %s: its value cannot stand in a file\n", f.Name)
+				continue
+			}
+			fmt.Fprintf(&b, "%s %s\n", f.Name, v)
+		}
+	})
+	return b.String()
 }
 
 func usage(p Program, fs *flag.FlagSet) string {

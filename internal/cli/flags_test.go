@@ -152,6 +152,33 @@ func TestWrongSettings(t *testing.T) {
 	}
 }
 
+// What --check prints is, read again, what the flags were, wherever they came from.
+func TestSettings(t *testing.T) {
+	t.Setenv("DKMS2BIN_REPO", "deb uri ./\ndeb [trusted=yes] uri2 ./,1050")
+	var c call
+	p := recorder(&c, nil)
+	p.Check = func([]string) error {
+		c.flags.OutDir = "/abs/" + c.flags.OutDir
+		return nil
+	}
+	config := writeFile(t, "timeout 1h\nout-dir elsewhere\n")
+	res := run(t, p, "", "--check", "--config", config, "--dkms", "b", "./a dir", "--keep", "--out-dir", "D")
+	assert.Equal(t, res, result{stdout: "dkms b\ndkms ./a dir\nkeep true\nout-dir /abs/D\nrepo deb uri ./\nrepo deb [trusted=yes] uri2 ./,1050\ntimeout 1h0m0s\n"})
+
+	t.Setenv("DKMS2BIN_REPO", "")
+	want := c.flags
+	c = call{}
+	p.Check = nil
+	assert.Equal(t, run(t, p, empty, "--config", writeFile(t, res.stdout)).code, 0)
+	assert.DeepEqual(t, c.flags, want)
+
+	for _, value := range []string{"x #y", " x", "x\n", ""} {
+		c = call{}
+		res := run(t, recorder(&c, nil), "", "--check", "--out-dir", value)
+		assert.Equal(t, res, result{stdout: "# out-dir: its value cannot stand in a file\n"})
+	}
+}
+
 // Other programs' keys are passed over in a shared configuration file, so this
 // package has to know them all.
 func TestKeysAreTheFlagsOfAllPrograms(t *testing.T) {

@@ -48,13 +48,25 @@ func ConfigFiles() map[string]string {
 	}
 }
 
+// addScript registers a source directory. In /usr/src/NAME-VERSION the directory says
+// which version it is, as for the scripts of packages, which call dkms add with -m and
+// -v: a dkms.conf may say another one (mstflint-dkms of trixie).
+const addScript = `
+name=$(. "$1/dkms.conf" >/dev/null 2>&1; builtin printf %s "$PACKAGE_NAME")
+version=${1#/usr/src/"$name"-}
+if [ -n "$name" ] && [ -n "$version" ] && [ "$version" != "$1" ]; then
+	exec dkms add -m "$name" -v "$version"
+fi
+exec dkms add "$1"
+`
+
 // Add registers source directories with the tree's dkms, which evaluates each
 // dkms.conf, and returns the modules that the writable layer of spec then has.
 // Directories are paths inside. Output goes to log.
 func Add(ctx context.Context, spec sandbox.Spec, log io.Writer, dirs ...string) ([]Module, error) {
 	for _, dir := range dirs {
 		var out bytes.Buffer
-		spec.Args = []string{"dkms", "add", dir}
+		spec.Args = []string{"bash", "-c", addScript, "bash", dir}
 		spec.Stdout = io.MultiWriter(&out, log)
 		spec.Stderr = spec.Stdout
 		err := sandbox.Run(ctx, spec)

@@ -67,6 +67,8 @@ func TestCompletion(t *testing.T) {
 		{"repoindex --aud", "repoindex --audit "},
 		{"repoindex --audit /usr/inc", "repoindex --audit /usr/include/"},
 		{"rmchroot /usr/inc", "rmchroot /usr/include/"},
+		{"dkms2bin-slurm --wai", "dkms2bin-slurm --wait "},
+		{"dkms2bin-slurm --wait --image-dependency re", "dkms2bin-slurm --wait --image-dependency recommends "},
 		{"debextract --sign-c", "debextract --sign-c"}, // cert or command
 	}
 	for _, shell := range []string{"bash", "zsh"} {

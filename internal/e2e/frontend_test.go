@@ -78,6 +78,8 @@ func TestFrontEndUsage(t *testing.T) {
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--initramfs=yes"}, "--initramfs takes no value"},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--provide-dkms=yes"}, "--provide-dkms takes no value"},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--initramfs", "--set", "My Set"}, `--set: "My Set" is no package name`},
+		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--check=yes"}, "--check takes no value"},
+		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--document", "/nonexistent/1.json"}, "--document: cannot write in /nonexistent"},
 		{[]string{"--help=yes"}, "--help takes no value"},
 		{[]string{"--version="}, "--version takes no value"},
 		{[]string{"--dkms", "x-dkms", "--out-dir", out, "--timeout", "soon"}, "--timeout"},

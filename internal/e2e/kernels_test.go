@@ -97,6 +97,21 @@ func kbuild(t *testing.T, headers string) string {
 	return ""
 }
 
+// TestDryRun: kernels are found without their headers, and nothing is built then.
+func TestDryRun(t *testing.T) {
+	t.Parallel()
+	sharedTree(t) // the cache has what it is made of
+	r := command{name: "mkchroot", args: []string{"--work-dir", t.TempDir(), "--dry-run", "--kver", "new", "--keep-kernels", "1", "--out-dir", t.TempDir()}}.run(t).mustExit(t, 0)
+	assert.Equal(t, len(r.doc.Kernels), 1)
+	assert.Equal(t, r.doc.Kernels[0].Release, currentKernel(t, "amd64"))
+	layers, err := filepath.Glob(filepath.Join(r.doc.Tree.Path, "layers", "headers-*"))
+	assert.NilError(t, err)
+	assert.Equal(t, len(layers), 0)
+	r = command{name: "dkmsbuild", args: []string{"--dkms", "bbswitch-dkms"}, stdin: r.raw}.run(t).mustExit(t, 2).mustSay(t, "has no headers of ", "was mkchroot run with --dry-run?")
+	command{name: "rmchroot", stdin: r.raw}.run(t).mustExit(t, 2) // of the document
+	noTrees(t, filepath.Dir(filepath.Dir(r.doc.Tree.Path)))
+}
+
 // TestOwnKernels builds for kernels of one's own, with and without an image, beside
 // the distribution's new one; then nothing is new.
 func TestOwnKernels(t *testing.T) {

@@ -68,15 +68,18 @@ func ownSources(t *testing.T) []apt.Source {
 }
 
 // oneLine is a source as --repo takes it, at another address.
-func oneLine(s apt.Source, uri string) string {
-	options := ""
-	if s.SignedBy() != "" && len(s.Keyrings()) > 0 {
-		options = "[signed-by=" + strings.Join(s.Keyrings(), ",") + "] "
+func oneLine(s apt.Source, uri string, options ...string) string {
+	switch {
+	case s.Trusted():
+		options = append(options, "trusted=yes")
+	case s.SignedBy() != "" && len(s.Keyrings()) > 0:
+		options = append(options, "signed-by="+strings.Join(s.Keyrings(), ","))
 	}
-	if s.Trusted() {
-		options = "[trusted=yes] "
+	words := []string{"deb"}
+	if len(options) > 0 {
+		words = append(words, "["+strings.Join(options, " ")+"]")
 	}
-	return strings.Join(append([]string{"deb " + options + uri, s.Suite}, s.Components...), " ")
+	return strings.Join(append(append(words, uri, s.Suite), s.Components...), " ")
 }
 
 // sharedBase is a ready tree with all that builds need.

@@ -65,7 +65,7 @@ func testOwnPackage(t *testing.T, tree *rootfs.Tree) {
 			before := list()
 			run("dpkg", "--install", "/run/own.deb")
 			assert.Equal(t, run("dpkg", "--audit"), "")
-			for _, program := range []string{"dkms2bin", "mkchroot", "dkmsbuild", "debextract", "repoindex", "rmchroot"} {
+			for _, program := range []string{"dkms2bin", "dkms2bin-slurm", "mkchroot", "dkmsbuild", "debextract", "repoindex", "rmchroot"} {
 				assert.Assert(t, strings.Contains(run("sh", "-c", `PATH=$PATH:/usr/lib/dkms2bin; exec "$1" --help`, "sh", program), "usage: "+program+" "))
 			}
 			said := run("sh", "-c", `dkms2bin --config /etc/dkms2bin.conf --index --kver new 2>&1; echo "status $?"`)

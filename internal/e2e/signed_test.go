@@ -4,9 +4,15 @@ package e2e
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"dkms2bin/internal/kernel"
 	"dkms2bin/internal/state"
+	"encoding/pem"
 	"fmt"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,7 +114,40 @@ func TestSigned(t *testing.T) {
 		failing.mustSay(t, "cannot make spy.ko ready for its package: cannot sign it: sh: exit status 1: no token")
 		assert.Equal(t, len(failing.doc.Debs), 0)
 	})
+	t.Run("an old certificate", func(t *testing.T) {
+		key, cert := oldCertificate(t)
+		const say = "debextract: warning: the certificate of Modules of old for signing modules has expired on 2020-12-31"
+		flags := []string{"--out-dir", t.TempDir(), "--sign-key", key, "--sign-cert", cert}
+		// Before anything is made, and what comes after debextract is looked at, too.
+		command{name: "dkms2bin", args: append([]string{"--dkms", "bbswitch-dkms", "--work-dir", "/nowhere", "--index", "--sign-with", "nobody@example.org"}, flags...)}.
+			run(t).mustExit(t, state.ExitUsage).mustSay(t, say, "repoindex: error: ")
+		r := command{name: "debextract", stdin: built.raw, args: flags}.run(t).mustExit(t, 0).mustSay(t, say)
+		command{name: "repoindex", stdin: r.raw}.run(t).mustExit(t, 0)
+		account, err := os.ReadFile(filepath.Join(r.doc.OutDir, "status.json"))
+		assert.NilError(t, err)
+		assert.Assert(t, strings.Contains(string(account), `"signer":"Modules of old","sig_key":"07"`), "%s", account)
+	})
 	t.Run("booted", func(t *testing.T) { bootSigned(t, k, unsigned, ours) })
+}
+
+// oldCertificate makes a key for signing modules, and a certificate that has expired.
+func oldCertificate(t *testing.T) (key, cert string) {
+	t.Helper()
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	assert.NilError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "Modules of old"},
+		NotBefore: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Date(2020, 12, 31, 0, 0, 0, 0, time.UTC),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	assert.NilError(t, err)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	assert.NilError(t, err)
+	dir := t.TempDir()
+	key, cert = filepath.Join(dir, "key.pem"), filepath.Join(dir, "cert.der")
+	assert.NilError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600))
+	assert.NilError(t, os.WriteFile(cert, der, 0o644))
+	return key, cert
 }
 
 // signByToken signs with a key that is in a token (PKCS#11) and comes out of it never.

@@ -3,15 +3,18 @@
 package e2e
 
 import (
+	"context"
 	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/kernel"
 	"dkms2bin/internal/state"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"gotest.tools/v3/assert"
 )
@@ -251,10 +254,11 @@ func TestInTreeModules(t *testing.T) {
 	}
 }
 
-// TestSameTwice builds everything twice, the second time later, in another directory
-// and on one processor, and names what differs: only what its own source makes so.
-// Nightly it does so with half of what the suite has, in two trees; what takes minutes
-// to build, such as jool and xtables-addons, is left out.
+// TestSameTwice builds everything twice, the second time later, in another directory,
+// on one processor and with a umask that gives others nothing, and names what differs:
+// only what its own source makes so. Nightly it does so with half of what the suite has,
+// the second time on another day; what takes minutes to build, such as jool and
+// xtables-addons, is left out.
 func TestSameTwice(t *testing.T) {
 	t.Parallel()
 	trees := [][]byte{sharedTree(t), sharedTree(t)}
@@ -264,28 +268,38 @@ func TestSameTwice(t *testing.T) {
 	clocked["clocked.c"] += "MODULE_VERSION(__DATE__ __TIME__);\n"
 	names := []string{"v4l2loopback-dkms", "bbswitch-dkms", "ddcci-dkms", source(t, "clocked", clocked)}
 	differ := []string{"clocked"} // __DATE__ and __TIME__
+	var later *otherDay
 	if os.Getenv("DKMS2BIN_NIGHTLY") != "" {
 		names = append(names, "acpi-call-dkms", "dm-writeboost-dkms", "iptables-netflow-dkms", "langford-dkms", "lime-forensics-dkms", "nat-rtsp-dkms",
 			"openvpn-dco-dkms", "rapiddisk-dkms", "rtpengine-kernel-dkms", "tp-smapi-dkms", "vpoll-dkms", "xtrx-dkms")
-		other := command{name: "mkchroot", args: []string{"--work-dir", filepath.Join(t.TempDir(), "elsewhere"), "--kver", kver}}.run(t).mustExit(t, 0)
-		t.Cleanup(func() { mustRun(t, filepath.Join(bin, "rmchroot"), other.doc.Tree.Path) })
-		trees[1] = other.raw
+		later = newOtherDay(t)
+		trees[1] = later.tree(t, kver)
 	}
 	var made [2][]string
+	var docs [2]*state.Document
 	for i, tree := range trees {
-		args := append([]string{"--kver", kver, "--dkms"}, names...)
-		c := command{name: "dkmsbuild", stdin: tree, args: args}
-		if i == 1 {
-			c.name, c.args = "/usr/bin/taskset", append([]string{"-c", "0", filepath.Join(bin, "dkmsbuild")}, args...)
+		run := func(c command) result {
+			if i == 1 {
+				c.args = append([]string{"-c", `umask 077; exec taskset -c 0 "$@"`, "sh", filepath.Join(bin, c.name)}, c.args...)
+				c.name = "/bin/sh"
+			}
+			return c.run(t)
 		}
-		built := c.run(t)
+		built := run(command{name: "dkmsbuild", stdin: tree, args: append([]string{"--kver", kver, "--dkms"}, names...)})
 		for _, b := range built.doc.Builds {
 			assert.Check(t, b.Status == state.Built, "%s: %s", b.Package, b.Reason)
 		}
 		out := filepath.Join(t.TempDir(), strings.Repeat("x", 1+40*i))
-		extracted := command{name: "debextract", stdin: built.raw, dir: t.TempDir(), args: []string{"--out-dir", out}}.run(t).mustExit(t, built.code)
-		made[i] = digests(t, out)
+		extract := command{name: "debextract", stdin: built.raw, dir: t.TempDir(), args: []string{"--out-dir", out}}
+		if i == 1 && later != nil {
+			extract.env = later.env()
+		}
+		extracted := run(extract).mustExit(t, built.code)
+		made[i], docs[i] = digests(t, out), extracted.doc
 		assert.Assert(t, len(extracted.doc.Debs) >= len(names) && len(made[i]) == len(extracted.doc.Debs))
+		if i == 1 && later != nil {
+			assert.DeepEqual(t, later.extract(t, built.raw), made[i])
+		}
 	}
 	var got []string
 	for _, deb := range made[0] {
@@ -297,4 +311,79 @@ func TestSameTwice(t *testing.T) {
 	assert.DeepEqual(t, got, differ)
 	assert.Equal(t, len(made[0]), len(made[1]))
 	t.Logf("%d packages", len(made[0]))
+	if later != nil {
+		// What differs tells the days on which they were built.
+		var days [2]time.Time
+		for i, doc := range docs {
+			text := strings.TrimSpace(mustRun(t, "modinfo", "-F", "version", moduleOf(t, debOf(t, doc, "clocked"), "clocked")))
+			var err error
+			days[i], err = time.Parse("Jan _2 2006", text[:len("Jan _2 2006")])
+			assert.NilError(t, err)
+		}
+		apart := days[1].Sub(days[0])
+		assert.Assert(t, later.off-24*time.Hour <= apart && apart <= later.off+24*time.Hour, "%v", days)
+	}
+}
+
+// An otherDay is one on which the clocks of programs stand that are linked to the C
+// library, by libfaketime. Times of files are off by as much.
+type otherDay struct {
+	off     time.Duration
+	library string // a directory with libfaketime, laid out as in its package
+}
+
+// fakeLibrary is libfaketime in its package.
+const fakeLibrary = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+
+func newOtherDay(t *testing.T) *otherDay {
+	t.Helper()
+	d := &otherDay{off: 100 * 24 * time.Hour, library: t.TempDir()}
+	mustRun(t, "sh", "-ec", `cd "$1"; apt-get -q download libfaketime >&2; dpkg-deb -x libfaketime_*.deb .; rm libfaketime_*.deb`, "sh", d.library)
+	return d
+}
+
+func (d *otherDay) offset() string { return fmt.Sprintf("+%ds", int(d.off.Seconds())) }
+
+// tree makes one in which it is that day for all that runs in it, mkchroot's apt and
+// dpkg among them.
+func (d *otherDay) tree(t *testing.T, kver string) []byte {
+	t.Helper()
+	// Like all trees not below /tmp, which may be in memory.
+	dir, err := os.MkdirTemp(filepath.Dir(bin), "later-")
+	assert.NilError(t, err)
+	t.Cleanup(func() { assert.NilError(t, os.RemoveAll(dir)) })
+	base := filepath.Join(dir, "base")
+	mustRun(t, "cp", "-a", sharedBase(t), base)
+	mustRun(t, "cp", "-a", filepath.Join(d.library, filepath.Dir(fakeLibrary)), filepath.Join(base, filepath.Dir(filepath.Dir(fakeLibrary))))
+	assert.NilError(t, os.WriteFile(filepath.Join(base, "etc/ld.so.preload"), []byte(fakeLibrary+"\n"), 0o644))
+	assert.NilError(t, os.WriteFile(filepath.Join(base, "etc/faketimerc"), []byte(d.offset()+"\n"), 0o644))
+	args := []string{"--work-dir", filepath.Join(dir, "elsewhere"), "--no-cache", "--base", base, "--kver", kver}
+	for _, s := range ownSources(t) {
+		args = append(args, "--repo", oneLine(s, s.URI, "check-valid-until=no", "check-date=no"))
+	}
+	made := command{name: "mkchroot", args: args}.run(t).mustExit(t, 0)
+	t.Cleanup(func() { mustRun(t, filepath.Join(bin, "rmchroot"), made.doc.Tree.Path) })
+	return made.raw
+}
+
+// env is that day for what debextract runs on the host: strip, xz, openssl.
+func (d *otherDay) env() []string {
+	return []string{"LD_PRELOAD=" + filepath.Join(d.library, fakeLibrary), "FAKETIME=" + d.offset()}
+}
+
+// extract gives the digests of what a debextract writes that has another clock itself.
+// Our programs do not use the C library; with the build tag faketime Go's own clock begins
+// in November 2009, and puts a header before what is written to stdout and stderr.
+func (d *otherDay) extract(t *testing.T, doc []byte) []string {
+	t.Helper()
+	program, out := filepath.Join(t.TempDir(), "debextract"), t.TempDir()
+	build := exec.Command("go", "build", "-tags", "faketime", "-o", program, "dkms2bin/cmd/debextract")
+	text, err := build.CombinedOutput()
+	assert.NilError(t, err, "%s", text)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := command{name: program, stdin: doc, args: []string{"--out-dir", out}, env: d.env()}.command(ctx)
+	text, err = cmd.CombinedOutput()
+	assert.NilError(t, err, "%s", text)
+	return digests(t, out)
 }

@@ -59,11 +59,16 @@ func TestVendorScripts(t *testing.T) {
 		"strict":   "dkms install strict/1.0 || exit 7\ndkms status strict/1.0 | grep -q installed\n",
 		"running":  "[ -d /lib/modules/`uname -r`/build ] || { echo no headers for dkms >&2; exit 1; }\n",
 		"loads":    "dkms install loads/1.0\nmodprobe loads\n",
+		"versions": "dkms add -m versions -v 1.0\n", // its dkms.conf says another one
 		"nonsense": "exit 3\n",
 	}
 	for name, script := range scripts {
 		root := t.TempDir()
-		for file, content := range goodModule(name) {
+		files := goodModule(name)
+		if name == "versions" {
+			files["dkms.conf"] = strings.Replace(files["dkms.conf"], `PACKAGE_VERSION="1.0"`, `PACKAGE_VERSION="#VERSION#"`, 1)
+		}
+		for file, content := range files {
 			path := filepath.Join(root, "usr/src", name+"-1.0", file)
 			assert.NilError(t, os.MkdirAll(filepath.Dir(path), 0o755))
 			assert.NilError(t, os.WriteFile(path, []byte(content), 0o644))
@@ -79,6 +84,7 @@ func TestVendorScripts(t *testing.T) {
 			continue
 		}
 		assert.Equal(t, b.Status, state.Built, "%s: %s", name, b.Reason)
+		assert.Equal(t, b.ModuleVersion, "1.0")
 	}
 	r.mustSay(t, "running-dkms: its postinst, which calls dkms itself, failed; going on without: no headers for dkms")
 }

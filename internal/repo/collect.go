@@ -3,7 +3,6 @@ package repo
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"dkms2bin/internal/deb"
 	"errors"
 	"fmt"
@@ -151,7 +150,7 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 	defer cancel()
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
-			buf := make([]byte, 64<<10)
+			buf := make([]byte, 32<<10)
 			for {
 				n := int(next.Add(1)) - 1
 				if n >= len(unknown) {
@@ -253,18 +252,16 @@ func readControl(ctx context.Context, path string, buf []byte) (id identity, con
 	); err != nil {
 		return id, nil, nil, err
 	}
-	h := sha256.New()
-	_, _ = h.Write(head) // never fails
-	if _, err := io.CopyBuffer(h, &contextReader{ctx, f}, buf); err != nil {
+	if sum, err = digest(ctx, f, fi.Size()); err != nil {
 		return id, nil, nil, err
 	}
 	if fi, err = f.Stat(); err != nil {
 		return id, nil, nil, err
 	}
 	if identityOf(fi) != id {
-		return id, nil, nil, errors.New("it changed while it was read")
+		return id, nil, nil, errChanged
 	}
-	return id, control, h.Sum(nil), nil
+	return id, control, sum, nil
 }
 
 // headed is a file whose beginning is in memory.
@@ -278,19 +275,6 @@ func (h headed) ReadAt(p []byte, off int64) (int, error) {
 		return copy(p, h.head[off:]), nil
 	}
 	return h.File.ReadAt(p, off)
-}
-
-// contextReader ends the reading of a large file when ctx is done.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
 
 // selection is what becomes of the entries.

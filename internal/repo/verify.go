@@ -215,11 +215,11 @@ func checkFile(ctx context.Context, path string, want sum) error {
 	if fi.Size() != want.size {
 		return fmt.Errorf("it has %d bytes, and not %d", fi.Size(), want.size)
 	}
-	h := sha256.New()
-	if _, err := io.Copy(h, &contextReader{ctx, f}); err != nil {
+	sum, err := digest(ctx, f, fi.Size())
+	if err != nil {
 		return err
 	}
-	if got := hex.EncodeToString(h.Sum(nil)); got != want.digest {
+	if got := hex.EncodeToString(sum); got != want.digest {
 		return fmt.Errorf("its SHA-256 is %s, and not %s", got, want.digest)
 	}
 	return nil

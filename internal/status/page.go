@@ -168,11 +168,11 @@ type group struct {
 
 // outcome is a record for people, or packages that have none.
 type outcome struct {
-	Status, Version, Source, Stage, Reason, Hint string
-	Date                                         time.Time // zero: not known
-	Took                                         string
-	Log                                          string // link; empty for none
-	Packages                                     []link
+	Status, Version, Source, Signer, Stage, Reason, Hint string
+	Date                                                 time.Time // zero: not known
+	Took                                                 string
+	Log                                                  string // link; empty for none
+	Packages                                             []link
 
 	record Record
 }
@@ -191,8 +191,8 @@ func (o *outcome) Sign() string {
 }
 
 // headline is what outcomes of one group have in common.
-func (o *outcome) headline() [6]string {
-	return [6]string{o.Status, o.Version, o.Source, o.Stage, o.Reason, o.Hint}
+func (o *outcome) headline() [7]string {
+	return [7]string{o.Status, o.Version, o.Source, o.Signer, o.Stage, o.Reason, o.Hint}
 }
 
 type link struct{ Text, Href string }
@@ -272,7 +272,7 @@ func (b *builder) add(arch, module, kernel string, o *outcome) {
 func outcomeOf(r Record) *outcome {
 	o := &outcome{
 		Status: r.Status, Version: show(cmp.Or(r.ModuleVersion, r.PackageVersion)),
-		Stage: show(r.Stage), Reason: show(r.Reason), Hint: show(r.Hint),
+		Signer: show(r.Signer), Stage: show(r.Stage), Reason: show(r.Reason), Hint: show(r.Hint),
 		Date: r.Date.UTC(), Took: took(r.Seconds), Log: href(r.Log), record: r,
 	}
 	if r.Package != r.Module || r.PackageVersion != r.ModuleVersion {

@@ -35,6 +35,7 @@ func sample() *Status {
 	helped.Hint = "--build-package thing-dev"
 	named := record("zfs-dkms", "2.1-1", "zfs", "6.1.0-9-amd64", Built, "")
 	named.Debs = []string{"named.deb", "gone.deb"}
+	named.Signer, named.SigKey = "Modules of <Example>", "66:F5:4E"
 	s.Merge([]Record{
 		record("zfs-dkms", "2.1-1", "zfs", "6.1.0-10-amd64", Built, ""), named,
 		record("zfs-dkms", "2.0-1", "zfs", "6.1.0-9-amd64", Built, ""),
@@ -57,7 +58,7 @@ func hostile() *Status {
 		s.Repository.Description, s.Repository.Origin, s.Repository.URL, s.Repository.SignedBy = evil, evil, evil, evil
 		s.Records = append(s.Records, Record{
 			Architecture: evil, Package: evil, PackageVersion: evil, Module: evil, ModuleVersion: evil, Kernel: evil,
-			Status: Failed, Reason: evil, Hint: evil, Stage: evil, Log: evil, Debs: []string{evil}, Date: day, Seconds: 1e300,
+			Status: Failed, Reason: evil, Hint: evil, Stage: evil, Log: evil, Signer: evil, SigKey: evil, Debs: []string{evil}, Date: day, Seconds: 1e300,
 		})
 		s.Packages = append(s.Packages, Package{evil, evil, evil, evil, evil, evil}, Package{Name: evil, Version: evil, Filename: evil})
 	}
@@ -97,7 +98,7 @@ func TestPage(t *testing.T) {
 		// Details.
 		"<p>error: no such thing</p>", `<p>Hint: --build-package thing-dev</p>`, `1 failed, 1 built, 1 never tried`, "<time>2026-11-22</time> <i>61 s</i>",
 		`<a href="zfs-modules-6.1.0-10-amd64_2.1-1%2B6.1.2.1_amd64.deb">package</a> <a href="logs/zfs-6.1.0-10-amd64.log">log</a>`,
-		`<a href="named.deb">package</a>`, `earlier: <span class="s built">built</span> 2.0 <time>2026-11-22</time> <i>61 s</i> <a href="older.deb">`,
+		`<a href="named.deb">package</a>`, "<small>signed by Modules of &lt;Example&gt;</small>", `earlier: <span class="s built">built</span> 2.0 <time>2026-11-22</time> <i>61 s</i> <a href="older.deb">`,
 		`date unknown <a href="alone.deb">package</a>`, `<a href="meta.deb">zfs-modules-amd64 2.1</a>`,
 		// How to add it.
 		"sudo wget -O /etc/apt/sources.list.d/dkms2bin.sources https://example.org/modules/dkms2bin.sources\n",

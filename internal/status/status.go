@@ -55,7 +55,9 @@ type Record struct {
 	Hint           string    `json:"hint,omitempty"`   // what to do about a failure
 	Stage          string    `json:"stage,omitempty"`  // the program that found the failure
 	Log            string    `json:"log,omitempty"`
-	Debs           []string  `json:"debs,omitempty"` // paths of the packages made of it
+	Debs           []string  `json:"debs,omitempty"`    // paths of the packages made of it
+	Signer         string    `json:"signer,omitempty"`  // of its modules, as modinfo prints it; empty for unsigned ones
+	SigKey         string    `json:"sig_key,omitempty"` // the serial number of that one's certificate
 	Date           time.Time `json:"date"`
 	Seconds        float64   `json:"seconds,omitempty"` // that it took
 }
@@ -271,7 +273,7 @@ func compareRecords(a, b Record) int {
 		return c
 	}
 	rest := func(r Record) string {
-		return fmt.Sprintf("%q %v", append([]string{r.Status, r.Reason, r.Hint, r.Stage, r.Log}, r.Debs...), r.Seconds)
+		return fmt.Sprintf("%q %v", append([]string{r.Status, r.Reason, r.Hint, r.Stage, r.Log, r.Signer, r.SigKey}, r.Debs...), r.Seconds)
 	}
 	return cmp.Compare(rest(a), rest(b))
 }

@@ -34,7 +34,7 @@ func TestMergeOrder(t *testing.T) {
 			records[i] = Record{
 				Architecture: one("amd64", "arm64"), Package: one("a-dkms", "b-dkms"), PackageVersion: one("", "1", "2"),
 				Module: one("", "a", "b"), Kernel: one("6.1.0-1-amd64", "6.1.0-2-amd64"), Status: one(Built, Skipped, Failed),
-				Reason: one("", "x", "y"), Date: day.Add(time.Duration(random.IntN(4)) * time.Hour), Seconds: float64(random.IntN(2)),
+				Reason: one("", "x", "y"), Signer: one("", "x"), SigKey: one("", "01"), Date: day.Add(time.Duration(random.IntN(4)) * time.Hour), Seconds: float64(random.IntN(2)),
 			}
 		}
 		whole := &Status{}
