@@ -102,7 +102,17 @@ func ParseRecords(raw []byte) (*Status, error) {
 	return s.check(raw, decode(raw, s))
 }
 
+// Bounds on a status, far above any real one. Two bytes of JSON may ask for hundreds
+// in memory.
+const (
+	maxObjects = 1 << 19
+	maxValues  = 1 << 24
+)
+
 func decode(raw []byte, v any) error {
+	if bytes.Count(raw, []byte("{")) > maxObjects || bytes.Count(raw, []byte(",")) > maxValues {
+		return fmt.Errorf("it has more than %d records and packages, or %d values", maxObjects, maxValues)
+	}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
