@@ -4,7 +4,6 @@ import (
 	"dkms2bin/internal/diag"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -31,7 +30,7 @@ func ReadSettings(path string) (s Settings, err error) {
 			err = fmt.Errorf("cannot read the settings %s: %w", path, err)
 		}
 	}()
-	text, err := os.ReadFile(path)
+	text, err := readFile(path)
 	if err != nil {
 		return s, err
 	}
@@ -129,6 +128,9 @@ func scalars(n *yaml.Node) ([]string, error) {
 	return words, nil
 }
 
+// maxSources bounds the repositories of a settings file.
+const maxSources = 1000
+
 func settingsSources(n *yaml.Node) ([]Source, error) {
 	n = resolved(n)
 	if n.ShortTag() == "!!null" {
@@ -136,6 +138,10 @@ func settingsSources(n *yaml.Node) ([]Source, error) {
 	}
 	if n.Kind != yaml.SequenceNode {
 		return nil, fmt.Errorf("line %d: a list is expected", n.Line)
+	}
+	// By aliases a short file may have many long ones.
+	if len(n.Content) > maxSources {
+		return nil, fmt.Errorf("line %d: more than %d repositories", n.Line, maxSources)
 	}
 	var sources []Source
 	for i, item := range n.Content {
