@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// mostNamed is how many files are named that are left out.
+const mostNamed = 20
+
 // index publishes the repository, removes what has been unneeded for long
 // enough and records it.
 func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err error) {
@@ -43,9 +46,14 @@ func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err er
 	if opt.Key != nil {
 		s.Doc.Index.SignedBy = opt.Key.Fingerprint
 	}
-	for _, p := range result.Problems {
-		s.Msg.Warn("%s is left out: %s", diag.Printable(p.Path), p.Reason)
+	for i, p := range result.Problems {
+		if i < mostNamed {
+			s.Msg.Warn("%s is left out: %s", diag.Printable(p.Path), p.Reason)
+		}
 		s.Doc.Index.Left = append(s.Doc.Index.Left, state.Problem{Path: p.Path, Reason: p.Reason})
+	}
+	if n := len(result.Problems) - mostNamed; n > 0 {
+		s.Msg.Warn("%d more files are left out: the document names them", n)
 	}
 	if ahead := time.Until(result.Date); ahead > 10*time.Second {
 		s.Msg.Warn("the Release is dated %s ahead, and never goes back: apt refuses it until then", ahead.Round(time.Second))

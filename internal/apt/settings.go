@@ -75,6 +75,9 @@ func eachKey(n *yaml.Node, f func(key string, value *yaml.Node) error) error {
 	if n.Kind != yaml.MappingNode {
 		return fmt.Errorf("line %d: keys with values are expected", n.Line)
 	}
+	if len(n.Content) > 2*maxKeys {
+		return fmt.Errorf("line %d: more than %d keys", n.Line, maxKeys)
+	}
 	seen := map[string]bool{}
 	for i := 0; i < len(n.Content); i += 2 {
 		key := resolved(n.Content[i])
@@ -128,8 +131,11 @@ func scalars(n *yaml.Node) ([]string, error) {
 	return words, nil
 }
 
-// maxSources bounds the repositories of a settings file.
-const maxSources = 1000
+// Bounds on a settings file. By aliases a short one may have much.
+const (
+	maxSources = 1000 // repositories
+	maxKeys    = 1000 // of each
+)
 
 func settingsSources(n *yaml.Node) ([]Source, error) {
 	n = resolved(n)
@@ -139,7 +145,6 @@ func settingsSources(n *yaml.Node) ([]Source, error) {
 	if n.Kind != yaml.SequenceNode {
 		return nil, fmt.Errorf("line %d: a list is expected", n.Line)
 	}
-	// By aliases a short file may have many long ones.
 	if len(n.Content) > maxSources {
 		return nil, fmt.Errorf("line %d: more than %d repositories", n.Line, maxSources)
 	}
