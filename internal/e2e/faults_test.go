@@ -77,11 +77,6 @@ func reset(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-func truncate(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Length", "100000")
-	_, _ = io.WriteString(w, "some")
-}
-
 func garbage(w http.ResponseWriter, _ *http.Request) {
 	_, _ = io.WriteString(w, "<html>Please log in to the network of this hotel.</html>\n")
 }
@@ -93,22 +88,27 @@ func failing(w http.ResponseWriter, _ *http.Request) {
 func hanging(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 func (m *badMirror) good()                           { m.fault.Store(nil) }
 
-// wrong serves what is there, with one byte changed.
-func wrong(next http.Handler) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		answer := httptest.NewRecorder()
-		next.ServeHTTP(answer, r)
-		body := answer.Body.Bytes()
-		if len(body) > 0 {
-			body[len(body)/2] ^= 1
+// spoiled serves what is there after change did something to it.
+func spoiled(change func(body []byte) []byte) func(http.Handler) http.HandlerFunc {
+	return func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			answer := httptest.NewRecorder()
+			next.ServeHTTP(answer, r)
+			for name, values := range answer.Header() {
+				w.Header()[name] = values
+			}
+			w.Header().Set("Content-Length", strconv.Itoa(answer.Body.Len()))
+			w.WriteHeader(answer.Code)
+			_, _ = w.Write(change(answer.Body.Bytes()))
 		}
-		for name, values := range answer.Header() {
-			w.Header()[name] = values
-		}
-		w.WriteHeader(answer.Code)
-		_, _ = w.Write(body)
 	}
 }
+
+// wrong is one byte that is another one, truncated the first half.
+var (
+	wrong     = spoiled(func(body []byte) []byte { body[len(body)/2] ^= 1; return body })
+	truncated = spoiled(func(body []byte) []byte { return body[:len(body)/2] })
+)
 
 const always = 1 << 30
 
@@ -132,8 +132,8 @@ func TestBadMirror(t *testing.T) {
 	}{
 		{"lists are reset", func() { m.at("InRelease", always, reset) }, []string{"InRelease", "hint: "}, false},
 		{"garbage for lists", func() { m.at("InRelease", always, garbage) }, []string{"InRelease", "hint: "}, false},
-		{"lists with a wrong hash", func() { through("/by-hash/", always, wrong) }, []string{"Packages", "hint: "}, false},
-		{"truncated lists", func() { m.at("/by-hash/", always, truncate) }, []string{"Packages", "hint: "}, false},
+		{"lists with a wrong hash", func() { through("/by-hash/", always, wrong) }, []string{"Hash Sum mismatch", "hint: "}, false},
+		{"truncated lists", func() { through("/by-hash/", always, truncated) }, []string{"/by-hash/", "hint: "}, false},
 		{"an overloaded mirror", func() { m.at("/", always, failing) }, []string{"503", "hint: "}, false},
 		{"a mirror that hangs", func() { m.at("/", always, hanging) }, []string{"timed out", "hint: "}, true},
 	} {
@@ -164,7 +164,7 @@ func TestBadMirror(t *testing.T) {
 		nightly bool
 	}{
 		{"a package is reset", func() { m.at(deb, always, reset) }, state.ExitIncomplete, "Failed to fetch", false},
-		{"a truncated package", func() { m.at(deb, always, truncate) }, state.ExitIncomplete, "Failed to fetch", false},
+		{"a truncated package", func() { through(deb, always, truncated) }, state.ExitIncomplete, "Failed to fetch", false},
 		{"a package with a wrong hash", func() { through(deb, always, wrong) }, state.ExitIncomplete, "Hash Sum mismatch", false},
 		{"a package that is gone", func() { m.at(deb, always, missing) }, state.ExitIncomplete, "404", false},
 		{"a package that hangs", func() { m.at(deb, always, hanging) }, state.ExitIncomplete, "timed out", true},
