@@ -8,6 +8,7 @@ import (
 	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 )
 
@@ -31,6 +32,9 @@ func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err er
 		}
 	}
 	r, err := repo.Open(ctx, dir, func() { s.Msg.Info("waiting for another run on %s", dir) })
+	if errors.Is(err, os.ErrNotExist) && len(s.Doc.Debs) > 0 {
+		err = diag.WithHint(err, "debextract, run again on the document, writes the packages again")
+	}
 	if err != nil {
 		return err
 	}

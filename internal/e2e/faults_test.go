@@ -7,6 +7,7 @@ import (
 	"dkms2bin/internal/state"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -104,10 +105,11 @@ func spoiled(change func(body []byte) []byte) func(http.Handler) http.HandlerFun
 	}
 }
 
-// wrong is one byte that is another one, truncated the first half.
+// wrong is one byte that is another one, truncated the first few of them: apt goes on
+// where it stopped, and would have all after some attempts.
 var (
 	wrong     = spoiled(func(body []byte) []byte { body[len(body)/2] ^= 1; return body })
-	truncated = spoiled(func(body []byte) []byte { return body[:len(body)/2] })
+	truncated = spoiled(func(body []byte) []byte { return body[:min(len(body), 100)] })
 )
 
 const always = 1 << 30
@@ -236,14 +238,14 @@ func TestCompilerWithoutMemory(t *testing.T) {
 	greedy := func(name, makeLine string) string {
 		files := goodModule(name)
 		files["dkms.conf"] += makeLine
+		files["limited"] = "ulimit -v 200000 && exec make -C /lib/modules/" + kver + "/build M=$PWD modules\n"
 		files[name+".c"] += "#define A 1,2,3,4,5,6,7,8,9,0,\n#define B A A A A A A A A A A\n#define C B B B B B B B B B B\n#define D C C C C C C C C C C\n#define E D D D D D D D D D D\n#define F E E E E E E E E E E\nchar big[] = { F F F F };\n"
 		return source(t, name, files)
 	}
-	limit := "MAKE[0]=\"sh -c 'ulimit -v 200000; exec make -C $kernel_source_dir M=$PWD modules'\"\n"
 	rows := []struct {
 		name, dir string
 		group     bool
-	}{{"refused", greedy("refused", limit), false}, {"killed", greedy("killed", ""), true}}
+	}{{"refused", greedy("refused", "MAKE[0]=\"sh limited\"\n"), false}, {"killed", greedy("killed", ""), true}}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			c := command{name: "dkmsbuild", stdin: tree, args: []string{"--jobs", "1", "--kver", kver, "--dkms", row.dir, source(t, "modest", goodModule("modest"))}}
@@ -276,19 +278,21 @@ func TestOddSurroundings(t *testing.T) {
 		"--dkms", dir, "--kver", shared.doc.Kernels[0].Release, "--out-dir", out, "--work-dir", work, "--index")
 	command{name: "/bin/sh", args: args}.run(t).mustExit(t, state.ExitDone)
 	noTrees(t, work)
-	debs := debFiles(t, out)
+	debs, err := fs.Glob(os.DirFS(out), "*.deb")
+	assert.NilError(t, err)
 	assert.Equal(t, len(debs), 1)
+	deb := filepath.Join(out, debs[0])
 	v, err := repo.Verify(t.Context(), out, nil)
 	assert.NilError(t, err)
 	assert.Equal(t, len(v.Problems), 0, "%q", v.Problems)
 	assert.Equal(t, v.Packages, 1)
 	// What is served is for all to read, and what is in the package has its usual modes.
-	for _, path := range []string{debs[0], filepath.Join(out, "Packages"), filepath.Join(out, "status.json")} {
+	for _, path := range []string{deb, filepath.Join(out, "Packages"), filepath.Join(out, "status.json")} {
 		info, err := os.Stat(path)
 		assert.NilError(t, err)
 		assert.Equal(t, info.Mode().Perm(), os.FileMode(0o644), path)
 	}
-	assert.Assert(t, !strings.Contains(mustRun(t, "dpkg-deb", "--contents", debs[0]), "rw-------"))
+	assert.Assert(t, !strings.Contains(mustRun(t, "dpkg-deb", "--contents", deb), "rw-------"))
 }
 
 // TestClosedStreams: without stdin, stdout or stderr no file takes their place, and
@@ -342,7 +346,7 @@ func TestLostOutput(t *testing.T) {
 	before := first.doc.Debs[0].Digest
 
 	assert.NilError(t, os.RemoveAll(out))
-	command{name: "repoindex", stdin: first.raw}.run(t).mustExit(t, state.ExitUsage).mustSay(t, out)
+	command{name: "repoindex", stdin: first.raw}.run(t).mustExit(t, state.ExitError).mustSay(t, out, "hint: debextract, run again")
 	again := command{name: "debextract", stdin: first.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, state.ExitDone)
 	assert.Equal(t, again.doc.Debs[0].Digest, before)
 	assert.Equal(t, len(debFiles(t, out)), 1)
@@ -350,7 +354,7 @@ func TestLostOutput(t *testing.T) {
 	// A link to what is not there, as when a disk is not mounted.
 	assert.NilError(t, os.RemoveAll(out))
 	assert.NilError(t, os.Symlink("/nonexistent/disk", out))
-	command{name: "debextract", stdin: first.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, state.ExitUsage).mustSay(t, out)
+	command{name: "debextract", stdin: first.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, state.ExitUsage).mustSay(t, out+" is a link to /nonexistent/disk, which is not there")
 	assert.NilError(t, os.Remove(out))
 
 	// Read-only by the time that there is something to write.
@@ -419,10 +423,6 @@ func TestTwoRuns(t *testing.T) {
 	}
 	work, out := t.TempDir(), t.TempDir()
 	cache := filepath.Join(t.TempDir(), "cache")
-	t.Cleanup(func() {
-		command{name: "rmchroot", args: []string{"--cache", "--cache-dir", cache}}.run(t).mustExit(t, state.ExitDone)
-		assert.DeepEqual(t, leftInCache(cache), []string(nil))
-	})
 	var wg sync.WaitGroup
 	for _, own := range []string{"acpi-call-dkms", "v4l2loopback-dkms"} {
 		wg.Go(func() {
@@ -434,6 +434,8 @@ func TestTwoRuns(t *testing.T) {
 	}
 	wg.Wait()
 	noTrees(t, work)
+	command{name: "rmchroot", args: []string{"--cache", "--cache-dir", cache}}.run(t).mustExit(t, state.ExitDone)
+	assert.DeepEqual(t, leftInCache(cache), []string(nil))
 	assert.Equal(t, len(debFiles(t, out)), 3)
 	v, err := repo.Verify(t.Context(), out, nil)
 	assert.NilError(t, err)
