@@ -124,8 +124,8 @@ func (r *reporter) report(group []*job) {
 	}
 	for _, j := range group {
 		b := j.record
-		switch {
-		case b.Status == state.Failed:
+		switch b.Status {
+		case state.Failed:
 			if b.Module == "" {
 				r.Msg.Warn("%s: %s", b.Package, b.Reason)
 			} else {
@@ -135,7 +135,7 @@ func (r *reporter) report(group []*job) {
 				r.Msg.Hint("%s", b.Hint)
 			}
 			r.Msg.Hint("the whole log is %s", b.Log)
-		case b.Status == state.Skipped:
+		case state.Skipped:
 			r.Msg.Info("%s: %s is not meant for %s: %s", b.Package, j, b.Kernel, b.Reason)
 		}
 	}

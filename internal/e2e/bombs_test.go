@@ -161,8 +161,13 @@ func TestBombs(t *testing.T) {
 			provides, depends = append(provides, fmt.Sprintf("x (= %d)", i)), append(depends, fmt.Sprintf("x (= 1:%d)", i))
 		}
 		c := deb.Stanza{
-			{Name: "Package", Value: "greedy"}, {Name: "Version", Value: "1"}, {Name: "Architecture", Value: "all"}, {Name: "Maintainer", Value: "A B <ab@example.org>"},
-			{Name: "Provides", Value: strings.Join(provides, ", ")}, {Name: "Depends", Value: strings.Join(depends, ", ")}, {Name: "Description", Value: "made for a test"},
+			{Name: "Package", Value: "greedy"},
+			{Name: "Version", Value: "1"},
+			{Name: "Architecture", Value: "all"},
+			{Name: "Maintainer", Value: "A B <ab@example.org>"},
+			{Name: "Provides", Value: strings.Join(provides, ", ")},
+			{Name: "Depends", Value: strings.Join(depends, ", ")},
+			{Name: "Description", Value: "made for a test"},
 		}
 		f, err := os.Create(filepath.Join(out, "greedy.deb"))
 		assert.NilError(t, err)
