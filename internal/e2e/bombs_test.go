@@ -121,11 +121,11 @@ func TestBombs(t *testing.T) {
 	}{
 		{"a member of a terabyte", bombTar(t, nil, tar.Header{Name: "x", Size: 1 << 40}), "unpacks to more than 4294967296 bytes", false},
 		{"a terabyte behind the end", bombTar(t, bytes.Repeat(block, terabyte)), "unpacks to more than 4294967296 bytes", true},
-		{"members", bombTar(t, nil, many(1_000_000, "x%d")...), "more than 200000 members", false},
+		{"members", bombTar(t, nil, many(250_000, "x%d")...), "more than 200000 members", false},
 		{"links", bombTar(t, nil, tar.Header{Name: "a", Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("b/", 400_000)}), "is a symbolic link", false},
 		{"a name of a megabyte", bombTar(t, nil, tar.Header{Name: strings.Repeat("a/", 500_000) + "x", Typeflag: tar.TypeReg}), "no kernel module", false},
 		{"deep paths", bombTar(t, nil, many(100, "%d/"+strings.Repeat("a/", 2000)+"x")...), "no kernel module", false},
-		{"kernels", bombTar(t, nil, many(100_000, "dkms_main_tree/6.1.%d/x86_64/module/x.ko")...), "more than 1000 kernels", false},
+		{"kernels", bombTar(t, nil, many(2_000, "dkms_main_tree/6.1.%d/x86_64/module/x.ko")...), "more than 1000 kernels", false},
 		{"a tar in a tar", zst(t, bombTar(t, bytes.Repeat(block, terabyte))), "neither a tar archive nor a .deb", false},
 		{"a control file of a terabyte", bombDeb(control, empty), "control has 1099511627776 bytes, more than 1048576", false},
 		{"zeros behind the control file", bombDeb(append(slices.Clone(empty), bytes.Repeat(block, terabyte)...), empty), "unpacks to more than 33554432 bytes", false},
