@@ -142,7 +142,7 @@ func TestBadMirror(t *testing.T) {
 		{"lists are reset", func() { m.at("InRelease", always, reset) }, []string{"InRelease", "hint: "}, true},
 		{"garbage for lists", func() { m.at("InRelease", always, garbage) }, []string{"InRelease", "hint: "}, false},
 		{"lists with a wrong hash", func() { through("/by-hash/", always, wrong) }, []string{"Hash Sum mismatch", "hint: "}, false},
-		{"truncated lists", func() { through("/by-hash/", always, truncated) }, []string{"/by-hash/", "hint: "}, true},
+		{"truncated lists", func() { through("/binary-amd64/", always, truncated) }, []string{"/binary-amd64/", "hint: "}, true},
 		{"an overloaded mirror", func() { m.at("/", always, failing) }, []string{"503", "hint: "}, true},
 		{"a mirror that hangs", func() { m.at("/", always, hanging) }, []string{"InRelease", "hint: "}, true},
 	} {
