@@ -410,7 +410,7 @@ func TestClockJumps(t *testing.T) {
 
 	// A tree that will be used in twenty years is not an old one; a stale one goes, whenever.
 	work := t.TempDir()
-	made := command{name: "mkchroot", args: []string{"--work-dir", work, "--repo", "deb http://127.0.0.1:9/debian bookworm main"}}.run(t).mustExit(t, state.ExitError)
+	made := command{name: "mkchroot", args: []string{"--work-dir", work, "--base", release}}.run(t).mustExit(t, state.ExitError) // no base at all
 	tree := made.doc.Tree.Path
 	for _, path := range []string{tree, filepath.Join(tree, "lock"), filepath.Join(tree, "busy")} {
 		assert.NilError(t, os.Chtimes(path, future, future))
