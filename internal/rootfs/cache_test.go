@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"bytes"
 	"context"
 	"dkms2bin/internal/sandbox"
 	"errors"
@@ -449,4 +450,24 @@ func makeForever(dir string) error {
 		}
 	}
 	return err
+}
+
+// FuzzEntry: whatever a damaged entry says of itself, it is either used as it was made
+// or not at all.
+func FuzzEntry(f *testing.F) {
+	it := Item{Kind: "kind", Key: []string{"key"}}
+	e := &Entry{path: f.TempDir()}
+	assert.NilError(f, os.MkdirAll(e.Content(), 0o755))
+	digest, _, err := contentDigest(e.Content())
+	assert.NilError(f, err)
+	good := fmt.Sprintf(`{"layout":%d,"key":%q,"digest":%q,"made":%q}`, cacheLayout, fullKey(it), digest, time.Now().UTC().Format(time.RFC3339))
+	for _, text := range []string{good, good[:40], "{}", "null", "[]", `{"layout":1e400}`} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		assert.NilError(t, os.WriteFile(filepath.Join(e.path, entryFile), text, 0o600))
+		if e.check(it) == nil {
+			assert.Assert(t, bytes.Contains(text, []byte(fullKey(it))) || bytes.Contains(text, []byte(`\u`)))
+		}
+	})
 }
