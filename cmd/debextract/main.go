@@ -126,6 +126,9 @@ func writable(dir string) error {
 		if err == nil && !info.IsDir() {
 			return fmt.Errorf("%s is not a directory", dir)
 		}
+		if target, link := os.Readlink(dir); err != nil && link == nil {
+			return fmt.Errorf("%s is a link to %s, which is not there", dir, target)
+		}
 		if err == nil {
 			if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
 				return fmt.Errorf("cannot write in %s: %w", dir, err)

@@ -83,11 +83,14 @@ func write(o *options, origin modpkg.Origin, compose func(modpkg.Origin) (deb.Pa
 	}, nil
 }
 
+// mostData is more than any package of ours has in it, in bytes.
+const mostData = 4 << 30
+
 // madeBy says which version of dkms2bin made a package; "" when it does not tell,
 // or there is none.
 func madeBy(file string) string {
 	return fromDeb(file, func(archive *deb.Archive) (string, error) {
-		tr, c, err := archive.Data()
+		tr, c, err := archive.Data(mostData)
 		if err != nil {
 			return "", err
 		}

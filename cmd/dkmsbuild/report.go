@@ -124,17 +124,18 @@ func (r *reporter) report(group []*job) {
 	}
 	for _, j := range group {
 		b := j.record
-		switch {
-		case b.Status == state.Failed && b.Module == "":
-			r.Msg.Warn("%s: %s", b.Package, b.Reason)
-			r.Msg.Hint("the whole log is %s", b.Log)
-		case b.Status == state.Failed:
-			r.Msg.Warn("%s: cannot build %s for %s: %s", b.Package, j, b.Kernel, b.Reason)
+		switch b.Status {
+		case state.Failed:
+			if b.Module == "" {
+				r.Msg.Warn("%s: %s", b.Package, b.Reason)
+			} else {
+				r.Msg.Warn("%s: cannot build %s for %s: %s", b.Package, j, b.Kernel, b.Reason)
+			}
 			if b.Hint != "" {
 				r.Msg.Hint("%s", b.Hint)
 			}
 			r.Msg.Hint("the whole log is %s", b.Log)
-		case b.Status == state.Skipped:
+		case state.Skipped:
 			r.Msg.Info("%s: %s is not meant for %s: %s", b.Package, j, b.Kernel, b.Reason)
 		}
 	}

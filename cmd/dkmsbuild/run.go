@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -40,6 +41,9 @@ func (b *builder) runJob(ctx context.Context, i, cores int) error {
 			j.record.Package = j.pkg.Request // its name is known once dkms has read it
 		}
 		j.record.Reason = "cannot install it: " + j.pkg.Error
+		if strings.Contains(j.pkg.Error, "Failed to fetch ") {
+			j.record.Hint = "the repository did not deliver it: dkmsbuild, run again on its document, tries only what is missing"
+		}
 		layer := j.pkg.Layer
 		if layer == "" {
 			layer = packageLayer(j.pkg)
@@ -131,10 +135,16 @@ func (b *builder) take(ctx context.Context, i int, res dkms.Result, archive stri
 			r.Hint = fmt.Sprintf("its BUILD_DEPENDS names %s, which no package here brings: add one that does to --dkms", strings.Join(j.unmet, ", "))
 			return nil
 		}
-		r.Hint, err = b.missingHint(ctx, j.pkg.Package, strings.Fields(res.Missing))
+		if r.Hint, err = b.missingHint(ctx, j.pkg.Package, strings.Fields(res.Missing)); r.Hint == "" && outOfMemory.MatchString(res.Reason) {
+			r.Hint = "the compiler had not enough memory: --jobs 1 builds one at a time"
+		}
 	}
 	return err
 }
+
+// outOfMemory is what compilers say when they get no memory, and when the kernel killed
+// them for want of it.
+var outOfMemory = regexp.MustCompile(`(?i)out of memory|virtual memory exhausted|cannot allocate memory|Killed signal terminated|LLVM ERROR: .*memory`)
 
 // refuse is the result of a module that lacks what it needs. One that is not meant for
 // the kernel is skipped all the same.

@@ -119,7 +119,7 @@ func TestAuthorities(t *testing.T) {
 }
 
 // certificate makes one that is good for the year 2026.
-func certificate(t *testing.T) (cert, key []byte) {
+func certificate(t testing.TB) (cert, key []byte) {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(nil)
 	assert.NilError(t, err)
@@ -202,4 +202,21 @@ func TestAdvise(t *testing.T) {
 	}
 	first := diag.WithHint(errors.New("401  Unauthorized"), "first")
 	assert.Equal(t, diag.Hint(advise(first)), "first")
+}
+
+// FuzzCertificates: of a PEM file nothing is taken but certificates.
+func FuzzCertificates(f *testing.F) {
+	good, _ := certificate(f)
+	f.Add(good)
+	f.Add(good[:len(good)/2])
+	f.Add([]byte("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		certs, err := certificates(text, time.Now())
+		if err != nil {
+			return
+		}
+		again, err := certificates(certs, time.Now())
+		assert.NilError(t, err)
+		assert.Equal(t, string(again), string(certs))
+	})
 }

@@ -8,8 +8,12 @@ import (
 	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 )
+
+// mostNamed is how many files are named that are left out.
+const mostNamed = 20
 
 // index publishes the repository, removes what has been unneeded for long
 // enough and records it.
@@ -28,6 +32,9 @@ func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err er
 		}
 	}
 	r, err := repo.Open(ctx, dir, func() { s.Msg.Info("waiting for another run on %s", dir) })
+	if errors.Is(err, os.ErrNotExist) && len(s.Doc.Debs) > 0 {
+		err = diag.WithHint(err, "debextract, run again on the document, writes the packages again")
+	}
 	if err != nil {
 		return err
 	}
@@ -43,9 +50,14 @@ func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err er
 	if opt.Key != nil {
 		s.Doc.Index.SignedBy = opt.Key.Fingerprint
 	}
-	for _, p := range result.Problems {
-		s.Msg.Warn("%s is left out: %s", diag.Printable(p.Path), p.Reason)
+	for i, p := range result.Problems {
+		if i < mostNamed {
+			s.Msg.Warn("%s is left out: %s", diag.Printable(p.Path), p.Reason)
+		}
 		s.Doc.Index.Left = append(s.Doc.Index.Left, state.Problem{Path: p.Path, Reason: p.Reason})
+	}
+	if n := len(result.Problems) - mostNamed; n > 0 {
+		s.Msg.Warn("%d more files are left out: the document names them", n)
 	}
 	if ahead := time.Until(result.Date); ahead > 10*time.Second {
 		s.Msg.Warn("the Release is dated %s ahead, and never goes back: apt refuses it until then", ahead.Round(time.Second))

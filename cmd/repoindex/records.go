@@ -66,8 +66,8 @@ func exists(dir, name string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// maxStatus bounds what is read of a status.json: a million records.
-const maxStatus = 512 << 20
+// maxStatus bounds what is read of a status.json: half a million records.
+const maxStatus = 256 << 20
 
 // previous is the status.json that is there, or an empty one.
 func previous(dir string) (_ *status.Status, err error) {

@@ -30,8 +30,8 @@ APT::Get::Assume-Yes "true";
 APT::Update::Error-Mode "any";
 Acquire::Languages "none";
 Acquire::Retries "3";
-Acquire::http::Timeout "60";
-Acquire::https::Timeout "60";
+Acquire::http::Timeout "30";
+Acquire::https::Timeout "30";
 Dpkg::Use-Pty "0";
 APT::Get::allow-downgrades "true";
 Dir::Etc::netrc "` + privateDir + "/" + AuthFile + `";
@@ -342,9 +342,13 @@ func (i Inside) fetched() ([]string, error) {
 	return fs.Glob(root.FS(), "var/cache/apt/archives/*.deb")
 }
 
+// oldLists fits what apt says where the mirror has something else than its lists name.
+// What else keeps it from fetching it has tried several times itself, with pauses.
+var oldLists = regexp.MustCompile(`(?m)^E: Failed to fetch .*(?:  404  |Hash Sum mismatch|unexpected size|Size mismatch|File not found|Failed to stat)`)
+
 func refetchable(err error) bool {
 	var f *Failure
-	return errors.As(err, &f) && (strings.Contains(f.Output, "Failed to fetch") || strings.Contains(f.Output, "Unable to fetch"))
+	return errors.As(err, &f) && oldLists.MatchString(f.Output)
 }
 
 // Clean removes fetched .debs from what was written to. apt's own clean would

@@ -410,3 +410,16 @@ func TestInstalled(t *testing.T) {
 	_, err = i.Files(t.Context(), "no-such-package")
 	assert.ErrorContains(t, err, "exit status 1")
 }
+
+// FuzzReason: what apt prints is foreign text in part. A reason is one line, and not
+// without bound.
+func FuzzReason(f *testing.F) {
+	f.Add("E: Failed to fetch http://example.org/x  404  Not Found\nE: Unable to fetch some archives\n")
+	f.Add("Setting up a (1) ...\n\x1b[1mbroken\r\ndpkg: error processing package a (--configure):\n installed a package post-installation script subprocess returned error exit status 1\n")
+	f.Add("W: GPG error: http://example.org x InRelease: \nE: The repository 'x' is not signed.\n a : Depends: b but it is not installable\n")
+	f.Fuzz(func(t *testing.T, output string) {
+		got := Reason(output)
+		assert.Assert(t, !strings.ContainsAny(got, "\n"), "%q", got)
+		assert.Assert(t, got == strings.TrimSpace(got))
+	})
+}

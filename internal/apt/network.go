@@ -196,7 +196,7 @@ func HostAuth(etc string) ([]byte, error) {
 	}
 	var all []byte
 	for _, path := range append([]string{filepath.Join(etc, "auth.conf")}, paths...) {
-		text, err := os.ReadFile(path)
+		text, err := readFile(path)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 			continue
 		}

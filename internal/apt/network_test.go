@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode"
 
 	"gotest.tools/v3/assert"
 )
@@ -200,4 +201,55 @@ func TestBound(t *testing.T) {
 	binds := Binds("/nonexistent", []string{"", dir, "/nonexistent"})
 	assert.Equal(t, len(binds), 1)
 	assert.Equal(t, binds[0].Source+" "+binds[0].Target, dir+" /run/dkms2bin/repository-1")
+}
+
+// FuzzFindLogin: a login out of an auth.conf stands there, and is for that server.
+func FuzzFindLogin(f *testing.F) {
+	for _, conf := range []string{
+		"machine http://example.org/debian login me password secret\n", "# machine x\nmachine example.org\n\tlogin a\n\tpassword b\n",
+		"machine example.org:443 login a password b", "machine", "login a password b", "machine http:// login a password b",
+	} {
+		f.Add(conf, "http://example.org/debian")
+		f.Add(conf, "https://example.org")
+	}
+	f.Fuzz(func(t *testing.T, conf, uri string) {
+		user, secret, ok := FindLogin([]byte(conf), uri)
+		if !ok {
+			assert.Equal(t, user+secret, "")
+			return
+		}
+		assert.Assert(t, user != "" && strings.Contains(conf, user) && strings.Contains(conf, secret))
+		assert.Assert(t, HasLogin([]byte(conf)))
+	})
+}
+
+// FuzzCutLogin: what is left of an address has no login in it, and apt finds the
+// login that was cut off.
+func FuzzCutLogin(f *testing.F) {
+	for _, uri := range []string{
+		"http://me:secret@example.org/debian", "https://me@example.org", "http://a:b/c@example.org/", "http://a%40b:%2f@[::1]:80/x", "file:/srv/a@b", "http://@x", "http://example.org/a@b",
+	} {
+		f.Add(uri)
+	}
+	f.Fuzz(func(t *testing.T, uri string) {
+		plain, login, err := cutLogin(uri)
+		if err != nil {
+			assert.Equal(t, plain, "")
+			return
+		}
+		if login == nil {
+			assert.Equal(t, plain, uri)
+			return
+		}
+		assert.Assert(t, login.User != "" && len(plain) < len(uri))
+		if strings.ContainsFunc(login.Machine+"x", unicode.IsSpace) || strings.Contains(login.Machine, "#") {
+			return // no address
+		}
+		user, secret, ok := FindLogin(AuthConf([]Login{*login}), plain)
+		if scheme, host, _ := strings.Cut(plain, "://"); scheme != "" && host != "" && login.Secret != "" {
+			assert.Assert(t, ok, "%q", login.Machine)
+			assert.Equal(t, user, login.User)
+			assert.Equal(t, secret, login.Secret)
+		}
+	})
 }

@@ -41,6 +41,9 @@ func parseTargets(sources []Source, out string) []target {
 	var targets []target
 	for line := range strings.Lines(out) {
 		words := strings.Split(strings.TrimRight(line, "\n"), "\t")
+		if len(words) < 2 {
+			continue
+		}
 		n, ok := numbers[originKey(words[0], words[1])]
 		if !ok {
 			continue

@@ -1,6 +1,10 @@
 package apt
 
 import (
+	"bytes"
+	"dkms2bin/internal/deb"
+	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -99,4 +103,30 @@ func TestPins(t *testing.T) {
 			assert.Equal(t, len(warnings), tt.warnings, "%v", warnings)
 		})
 	}
+}
+
+// FuzzParseTargets: fields of foreign Release files make pins that are lines of
+// preferences, whatever is in them.
+func FuzzParseTargets(f *testing.F) {
+	sources := []Source{{URI: "http://example.org/a", Suite: "x", Priority: 1001}, {URI: "http://example.org/b", Suite: "./", Priority: 50}}
+	f.Add("http://example.org/a\tx\to=Debian\tl=$(LABEL)\ta=stable\n")
+	f.Add("http://example.org/b\t./\t\t=\to=a,b\n\nhttp://example.org/a/\tx\tn=x\r\n")
+	f.Fuzz(func(t *testing.T, out string) {
+		for _, target := range parseTargets(sources, out) {
+			assert.Assert(t, target.source < len(sources))
+		}
+		preferences, _ := pins(sources, parseTargets(sources, out))
+		s := deb.NewReader(bytes.NewReader(preferences))
+		for {
+			stanza, err := s.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil && strings.Contains(err.Error(), "NUL byte") {
+				break // apt prints none
+			}
+			assert.NilError(t, err)
+			assert.Equal(t, len(stanza), 3)
+		}
+	})
 }

@@ -4,7 +4,6 @@ import (
 	"dkms2bin/internal/diag"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -31,7 +30,7 @@ func ReadSettings(path string) (s Settings, err error) {
 			err = fmt.Errorf("cannot read the settings %s: %w", path, err)
 		}
 	}()
-	text, err := os.ReadFile(path)
+	text, err := readFile(path)
 	if err != nil {
 		return s, err
 	}
@@ -75,6 +74,9 @@ func eachKey(n *yaml.Node, f func(key string, value *yaml.Node) error) error {
 	n = resolved(n)
 	if n.Kind != yaml.MappingNode {
 		return fmt.Errorf("line %d: keys with values are expected", n.Line)
+	}
+	if len(n.Content) > 2*maxKeys {
+		return fmt.Errorf("line %d: more than %d keys", n.Line, maxKeys)
 	}
 	seen := map[string]bool{}
 	for i := 0; i < len(n.Content); i += 2 {
@@ -129,6 +131,12 @@ func scalars(n *yaml.Node) ([]string, error) {
 	return words, nil
 }
 
+// Bounds on a settings file. By aliases a short one may have much.
+const (
+	maxSources = 1000 // repositories
+	maxKeys    = 1000 // of each
+)
+
 func settingsSources(n *yaml.Node) ([]Source, error) {
 	n = resolved(n)
 	if n.ShortTag() == "!!null" {
@@ -136,6 +144,9 @@ func settingsSources(n *yaml.Node) ([]Source, error) {
 	}
 	if n.Kind != yaml.SequenceNode {
 		return nil, fmt.Errorf("line %d: a list is expected", n.Line)
+	}
+	if len(n.Content) > maxSources {
+		return nil, fmt.Errorf("line %d: more than %d repositories", n.Line, maxSources)
 	}
 	var sources []Source
 	for i, item := range n.Content {

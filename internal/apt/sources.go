@@ -298,7 +298,7 @@ func ReadSystem(ctx context.Context) (h Host, err error) {
 			err = fmt.Errorf("cannot find out the host's distribution: %w", err)
 		}
 	}()
-	release, err := os.ReadFile("/etc/os-release")
+	release, err := readFile("/etc/os-release")
 	if err != nil {
 		return h, err
 	}
@@ -356,6 +356,23 @@ func ReadHost(ctx context.Context) (h Host, err error) {
 	return h, nil
 }
 
+// maxFile bounds each file that is read here, in bytes: a Release of Debian has 0.2 MB.
+const maxFile = 4 << 20
+
+// readFile is os.ReadFile with that bound.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // read only
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(text) > maxFile {
+		err = fmt.Errorf("%s is longer than %d bytes", path, maxFile)
+	}
+	return text, err
+}
+
 // keepUnchecked gives the sources what the host's configuration says for all: one
 // that reads a frozen mirror does not check how old it is.
 func keepUnchecked(ctx context.Context, sources []Source) error {
@@ -379,7 +396,7 @@ func keepUnchecked(ctx context.Context, sources []Source) error {
 
 // firstMirror is the first of a list of mirrors, apt-transport-mirror(1).
 func firstMirror(file string) (string, error) {
-	list, err := os.ReadFile(file)
+	list, err := readFile(file)
 	if err != nil {
 		return "", err
 	}
@@ -404,7 +421,7 @@ func hostOrigins(ctx context.Context, sources []Source) (map[[2]string]string, e
 	origins := map[[2]string]string{}
 	for _, s := range sources {
 		for _, name := range []string{"InRelease", "Release"} {
-			text, err := os.ReadFile(filepath.Join(dir, releaseFile(s, name)))
+			text, err := readFile(filepath.Join(dir, releaseFile(s, name)))
 			if err != nil {
 				continue // not fetched, or in the other form
 			}
@@ -481,7 +498,7 @@ func readHostSources(ctx context.Context) ([]Source, error) {
 	}
 	var sources []Source
 	for _, file := range files {
-		text, err := os.ReadFile(file)
+		text, err := readFile(file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -158,7 +158,7 @@ func (a *Archive) ControlFiles(names ...string) (_ map[string][]byte, err error)
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	lr := &limitReader{r: r, n: maxControlTar}
+	lr := &limitReader{r: r, limit: maxControlTar}
 	tr := tar.NewReader(lr)
 	found := make(map[string][]byte, len(names))
 	for {
@@ -197,14 +197,15 @@ func (a *Archive) ControlFiles(names ...string) (_ map[string][]byte, err error)
 
 // Data returns a reader of data.tar, and what must be closed after reading.
 // It streams: memory is bounded by the window of the compression (128 MiB at
-// most), what the caller reads is not bounded at all. The names are those of
-// the tar, of any form; to keep them inside a directory is up to the caller.
-func (a *Archive) Data() (*tar.Reader, io.Closer, error) {
+// most), time by limit: to read more than so many bytes of data.tar, unpacked, is
+// an error. The names are those of the tar, of any form; to keep them inside a
+// directory is up to the caller.
+func (a *Archive) Data(limit int64) (*tar.Reader, io.Closer, error) {
 	r, c, err := a.unpack(a.data)
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot read %s: %w", a.data.name, err)
 	}
-	return tar.NewReader(r), c, nil
+	return tar.NewReader(&limitReader{r: r, limit: limit}), c, nil
 }
 
 // Readers cost far more to make than most control.tars to read.
@@ -308,17 +309,17 @@ func (a *Archive) unpackAtOnce(m arMember) (io.Reader, io.Closer, bool) {
 	return nil, nil, false
 }
 
-// limitReader fails where more than n bytes come out of r, unlike
+// limitReader fails where more than limit bytes come out of r, unlike
 // io.LimitReader, which ends there.
 type limitReader struct {
-	r io.Reader
-	n int64
+	r           io.Reader
+	read, limit int64
 }
 
 func (l *limitReader) Read(p []byte) (int, error) {
 	n, err := l.r.Read(p)
-	if l.n -= int64(n); l.n < 0 {
-		return 0, errors.New("it unpacks to too many bytes")
+	if l.read += int64(n); l.read > l.limit {
+		return 0, fmt.Errorf("it unpacks to more than %d bytes", l.limit)
 	}
 	return n, err
 }

@@ -224,7 +224,7 @@ func TestWriteReadByOpen(t *testing.T) {
 	control, err := a.Control()
 	assert.NilError(t, err)
 	assert.Equal(t, control.Get("Package"), "foo-modules-6.1.0-9-amd64")
-	tr, c, err := a.Data()
+	tr, c, err := a.Data(1 << 30)
 	assert.NilError(t, err)
 	got, err := contents(tr)
 	assert.NilError(t, err)

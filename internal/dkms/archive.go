@@ -117,8 +117,16 @@ type extractor struct {
 
 	bytes   int64 // taken from lim.Bytes
 	members int
+	kernels int // groups made so far
+	debs    int
 	groups  []*group
 }
+
+// Bounds on what costs more than a member.
+const (
+	maxKernels = 1000 // in one archive
+	maxDebs    = 1000
+)
 
 // A group is what becomes an Archive.
 type group struct {
@@ -374,6 +382,9 @@ func (x *extractor) group(own *[]*group, kver, arch string) (*group, error) {
 			return g, nil
 		}
 	}
+	if x.kernels++; x.kernels > maxKernels {
+		return nil, fmt.Errorf("it has modules for more than %d kernels", maxKernels)
+	}
 	g := &group{
 		Archive: Archive{Kernel: kver, Arch: arch},
 		folder:  strconv.Itoa(len(x.groups) + 1),
@@ -573,6 +584,9 @@ var nameVersion = regexp.MustCompile(`^(.+?)-(\d.*)$`)
 
 // packed extracts a package that is a member of a tar.
 func (t *tarball) packed(h *tar.Header, r io.Reader) (err error) {
+	if t.debs++; t.debs > maxDebs {
+		return fmt.Errorf("it has more than %d packages", maxDebs)
+	}
 	const name = ".member.deb"
 	if err := t.write(name, h, r); err != nil {
 		return errors.Join(err, t.removeFile(name))
@@ -612,7 +626,7 @@ func (x *extractor) deb(ra io.ReaderAt, size int64) (err error) {
 	if err != nil {
 		return err
 	}
-	tr, closer, err := a.Data()
+	tr, closer, err := a.Data(x.lim.Bytes - x.bytes)
 	if err != nil {
 		return err
 	}

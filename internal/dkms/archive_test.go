@@ -429,6 +429,62 @@ func TestLiteral(t *testing.T) {
 	}
 }
 
+// dialect is a tarball as tar(1) writes it, with a file that has holes and, where the
+// dialect can, a long name.
+func dialect(t testing.TB, args ...string) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	module := filepath.Join(dir, main61, "module")
+	assert.NilError(t, os.MkdirAll(module, 0o755))
+	assert.NilError(t, os.WriteFile(filepath.Join(module, "x.ko"), []byte("ELF"), 0o644))
+	assert.NilError(t, os.Truncate(filepath.Join(module, "x.ko"), 1<<16))
+	assert.NilError(t, os.MkdirAll(filepath.Join(dir, "dkms_binaries_only"), 0o755))
+	for name, text := range map[string]string{"PACKAGE_NAME": "x\n", "PACKAGE_VERSION": "1\n"} {
+		assert.NilError(t, os.WriteFile(filepath.Join(dir, "dkms_binaries_only", name), []byte(text), 0o644))
+	}
+	if args[0] != "--format=v7" && args[0] != "--format=ustar" {
+		assert.NilError(t, os.WriteFile(filepath.Join(dir, "dkms_binaries_only", strings.Repeat("long", 50)), nil, 0o644))
+	}
+	out, err := exec.Command("tar", append(args, "-C", dir, "-cf", "-", "dkms_main_tree", "dkms_binaries_only")...).Output()
+	assert.NilError(t, err)
+	return out
+}
+
+// dialects are those that tar(1) writes. Of a file with holes, as GNU has them in the
+// header, we take nothing: dkms makes none.
+var dialects = []struct {
+	args []string
+	err  string
+}{
+	{[]string{"--format=v7"}, ""},
+	{[]string{"--format=oldgnu"}, ""},
+	{[]string{"--format=oldgnu", "--sparse"}, "not a regular file"},
+	{[]string{"--format=gnu"}, ""},
+	{[]string{"--format=gnu", "--sparse"}, "not a regular file"},
+	{[]string{"--format=ustar"}, ""},
+	{[]string{"--format=posix"}, ""},
+	{[]string{"--format=posix", "--sparse"}, ""},
+	{[]string{"--format=posix", "--sparse", "--sparse-version=0.1"}, ""},
+}
+
+func TestExtractDialects(t *testing.T) {
+	t.Parallel()
+	for _, tt := range dialects {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			t.Parallel()
+			list, files, err := extract(t, "archive", dialect(t, tt.args...), Limits{})
+			if tt.err != "" {
+				assert.ErrorContains(t, err, tt.err)
+				return
+			}
+			assert.NilError(t, err)
+			assert.Equal(t, len(list), 1)
+			assert.Equal(t, list[0].Module, "x")
+			assert.Equal(t, len(files["1/x.ko"]), 1<<16)
+		})
+	}
+}
+
 func FuzzExtract(f *testing.F) {
 	ko := member{name: main61 + "module/x.ko", content: "ELF"}
 	ar := tarOf(f, mktarball(ko, member{name: main61 + "module/Module.symvers"}, member{name: main61 + "log/make.log"})...)
@@ -441,6 +497,9 @@ func FuzzExtract(f *testing.F) {
 	deb := debOf(f, mkbmdebControl, member{name: "./lib/modules/5.10.0-46-amd64/updates/dkms/x.ko", content: "1"})
 	f.Add([]byte(deb))
 	f.Add(tarOf(f, member{name: "d/x.deb", content: deb}))
+	for _, d := range dialects {
+		f.Add(dialect(f, d.args...))
+	}
 	f.Fuzz(func(t *testing.T, content []byte) {
 		list, files, err := extract(t, "M-1-kernel6.1.0-56-amd64-x86_64.dkms.tar.gz", content, Limits{Bytes: 1 << 20, Members: 100})
 		if err != nil {

@@ -31,7 +31,7 @@ func Compiler(path string) (string, error) {
 		return "", err
 	}
 	if formatOf(magic) != "" {
-		plain, err := Plain(file)
+		plain, err := unpack(file, maxModule)
 		if err != nil {
 			return "", err
 		}

@@ -67,16 +67,18 @@ func (e *exportMarks) see(s symbol) {
 // exports puts together what the marks tell.
 func (o *object) exports(e *exportMarks) ([]Export, error) {
 	sections := map[elf.SectionIndex]string{} // the namespaces share their memory
+	left := uint64(maxTable)                  // for all sections: they may be the same bytes
 	at := func(s symbol) (string, error) {
 		if int(s.section) >= len(o.sections) {
 			return "", fmt.Errorf("symbol %s: lies in section %d of %d", s.name, s.section, len(o.sections))
 		}
 		content, ok := sections[s.section]
 		if !ok {
-			raw, err := o.contents(&o.sections[s.section], maxTable)
+			raw, err := o.contents(&o.sections[s.section], left)
 			if err != nil {
 				return "", fmt.Errorf("section %s: %w", o.sections[s.section].name, err)
 			}
+			left -= uint64(len(raw))
 			content = string(raw)
 			sections[s.section] = content
 		}

@@ -101,6 +101,7 @@ func (t *Target) Check(m Module) (Checked, error) {
 		}
 	}
 	slices.Sort(c.Namespaces)
+	c.Namespaces = slices.Compact(c.Namespaces)
 	return c, nil
 }
 
@@ -112,7 +113,7 @@ func (c *Checked) add(m Module, x Export, modversions bool) {
 	if _, ok := m.Versions[x.Symbol]; ok && modversions && x.CRC != 0 {
 		c.CRCs++
 	}
-	if x.Namespace != "" && !slices.Contains(c.Namespaces, x.Namespace) {
+	if x.Namespace != "" {
 		c.Namespaces = append(c.Namespaces, x.Namespace)
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // maxModule bounds a module file, decompressed. With debug information the largest have 200 MB.
-const maxModule = 1 << 30
+const maxModule = 512 << 20
 
 // A Module is what a kernel module file says of itself.
 type Module struct {
@@ -44,7 +44,7 @@ type Import struct {
 }
 
 // ReadModule reads a .ko, .ko.gz, .ko.xz or .ko.zst file; the contents tell which. The file is foreign
-// input: it must be a regular one, of at most 1 GiB decompressed, and everything in it is checked before
+// input: it must be a regular one, of at most 512 MiB decompressed, and everything in it is checked before
 // use. A compressed one is held in memory while it is read.
 //
 // The format: ELF, and Linux's Documentation/kbuild/modules.rst and Documentation/admin-guide/module-signing.rst.
@@ -88,7 +88,7 @@ func parseModule(path string, r io.ReaderAt, size int64) (Module, error) {
 		return Module{}, err
 	}
 	if formatOf(magic) != "" {
-		plain, err := Plain(io.NewSectionReader(r, 0, size))
+		plain, err := unpack(io.NewSectionReader(r, 0, size), maxModule)
 		if err != nil {
 			return Module{}, err
 		}
@@ -199,18 +199,21 @@ func ReadPlain(path string) (_ []byte, err error) {
 }
 
 // Plain is ReadPlain of what r holds.
-func Plain(r io.Reader) (_ []byte, err error) {
+func Plain(r io.Reader) ([]byte, error) { return unpack(r, maxModule) }
+
+// unpack returns the decompressed contents of r, of at most limit bytes.
+func unpack(r io.Reader, limit int64) (_ []byte, err error) {
 	plain, err := Decompress(r)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, plain.Close()) }()
-	b, err := io.ReadAll(io.LimitReader(plain, maxModule+1))
+	b, err := io.ReadAll(io.LimitReader(plain, limit+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(b) > maxModule {
-		return nil, fmt.Errorf("larger than %d bytes when decompressed", maxModule)
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("larger than %d bytes when decompressed", limit)
 	}
 	return b, nil
 }

@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"hash/crc32"
+	"io"
 	"math"
 	"os"
 	"os/exec"
@@ -242,5 +243,32 @@ func FuzzReadModule(f *testing.F) {
 			return
 		}
 		_, _ = target.Check(m)
+	})
+}
+
+// FuzzDecompress: whatever a file is packed with, what comes out is what the format's own end
+// vouches for, or an error.
+func FuzzDecompress(f *testing.F) {
+	plain := []byte(strings.Repeat("some text, ", 100))
+	for _, format := range []string{"gz", "xz", "zst", ""} {
+		packed := compressed(f, format, plain)
+		f.Add(packed)
+		f.Add(append(bytes.Clone(packed), packed...)) // streams may follow each other
+		f.Add(packed[:len(packed)/2])
+	}
+	f.Add([]byte("BZh91AY&SY\x17rE8P\x90\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		r, err := Decompress(bytes.NewReader(content))
+		if err != nil {
+			return
+		}
+		n, err := io.Copy(io.Discard, io.LimitReader(r, 16<<20))
+		if formatOf(content) == "" {
+			assert.NilError(t, err)
+			assert.Equal(t, n, int64(len(content)))
+		}
+		if closed := r.Close(); err == nil {
+			assert.NilError(t, closed)
+		}
 	})
 }

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"gotest.tools/v3/assert"
@@ -48,4 +49,19 @@ func TestFlavour(t *testing.T) {
 	} {
 		assert.Equal(t, Flavour(release), want, release)
 	}
+}
+
+// FuzzCompareReleases: it is an order, and a kernel is as new as itself.
+func FuzzCompareReleases(f *testing.F) {
+	for _, name := range []string{"6.1.0-56-amd64", "6.12.95+deb12-cloud-amd64", "5.15.0-1084-azure", "6.10-rc7-amd64", "", "-", "99999999999999999999.1"} {
+		f.Add(name, "6.1.0-56-amd64", "6.1")
+	}
+	f.Fuzz(func(t *testing.T, a, b, c string) {
+		assert.Equal(t, CompareReleases(a, a), 0)
+		assert.Equal(t, CompareReleases(a, b), -CompareReleases(b, a))
+		if CompareReleases(a, b) <= 0 && CompareReleases(b, c) <= 0 {
+			assert.Assert(t, CompareReleases(a, c) <= 0)
+		}
+		assert.Assert(t, strings.HasSuffix(a, Flavour(a)))
+	})
 }

@@ -18,7 +18,7 @@ const (
 
 // TrimSignature returns a decompressed module file without the signature appended to it, and whether
 // there was one. The result shares its memory with the argument. More than one signature, as signing
-// twice leaves them, are all taken off.
+// twice leaves them, are all taken off, up to maxSignatures.
 func TrimSignature(module []byte) ([]byte, bool, error) {
 	size, err := unsignedSize(bytes.NewReader(module), int64(len(module)))
 	if err != nil {
@@ -27,16 +27,22 @@ func TrimSignature(module []byte) ([]byte, bool, error) {
 	return module[:size], size != int64(len(module)), nil
 }
 
+// maxSignatures bounds how many signatures may follow each other.
+const maxSignatures = 16
+
 // unsignedSize returns how many of the first size bytes stand before the appended signatures.
 func unsignedSize(r io.ReaderAt, size int64) (int64, error) {
 	const tail = trailerSize + int64(len(signatureMagic))
-	for size >= tail {
+	for n := 0; size >= tail; n++ {
 		b := make([]byte, tail)
 		if _, err := r.ReadAt(b, size-tail); err != nil {
 			return 0, err
 		}
 		if string(b[trailerSize:]) != signatureMagic {
 			break
+		}
+		if n == maxSignatures {
+			return 0, fmt.Errorf("more than %d module signatures", maxSignatures)
 		}
 		length := int64(binary.BigEndian.Uint32(b[trailerSize-4:]))
 		if length > size-tail {

@@ -30,11 +30,14 @@ func within(dirs []string, name string) bool {
 	return slices.ContainsFunc(dirs, func(dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") })
 }
 
-// maxShipped bounds what is unpacked of a -dkms package, in bytes.
-const maxShipped = 4 << 30
-
-// maxOverrides bounds what is read of lintian's overrides, in bytes.
-const maxOverrides = 64 << 10
+// Bounds on what is read of a -dkms package, far above anything real.
+const (
+	maxShipped   = 4 << 30  // bytes of data.tar, unpacked
+	maxMembers   = 200_000  // of data.tar
+	maxFiles     = 10_000   // beside the sources
+	maxName      = 4096     // bytes of a path or of a link's target: PATH_MAX
+	maxOverrides = 64 << 10 // bytes of lintian's overrides
+)
 
 // A Shipment is what a -dkms package brings beside its sources.
 type Shipment struct {
@@ -62,7 +65,8 @@ func (s Shipment) programs() bool {
 
 // ReadShipment takes a -dkms package apart. Its files go to dir, a directory of
 // the caller's, under other names; the shipment reads them from there. The package
-// is foreign input: what leads outside, devices and more than 4 GiB are errors.
+// is foreign input: what leads outside, devices, more than 4 GiB, 200,000 members or
+// 10,000 files beside the sources are errors.
 func ReadShipment(file, dir string) (s Shipment, err error) {
 	defer func() {
 		if err != nil {
@@ -93,10 +97,13 @@ func ReadShipment(file, dir string) (s Shipment, err error) {
 	if err := s.readData(archive, dir); err != nil {
 		return s, err
 	}
+	conffiles := make(map[string]bool)
+	for name := range strings.FieldsSeq(string(control["conffiles"])) {
+		conffiles[name] = true
+	}
 	for i, file := range s.files {
 		// Vendors forget conffiles; nothing else belongs there (Policy 10.7).
-		s.files[i].Conffile = file.Open != nil &&
-			(strings.HasPrefix(file.Path, "/etc/") || slices.Contains(strings.Fields(string(control["conffiles"])), file.Path))
+		s.files[i].Conffile = file.Open != nil && (strings.HasPrefix(file.Path, "/etc/") || conffiles[file.Path])
 	}
 	return s, nil
 }
@@ -132,7 +139,6 @@ func (s *Shipment) readData(archive *deb.Archive, dir string) error {
 			return nil
 		case h.Typeflag == tar.TypeDir:
 			directories = append(directories, f)
-			return nil
 		case h.Typeflag == tar.TypeSymlink:
 			f.Link, f.Mode = h.Linkname, 0
 		case h.Typeflag == tar.TypeLink:
@@ -141,7 +147,12 @@ func (s *Shipment) readData(archive *deb.Archive, dir string) error {
 		case h.Typeflag != tar.TypeReg:
 			return fmt.Errorf("%s is neither file, directory nor link", name)
 		}
-		s.files = append(s.files, f)
+		if f.Mode&fs.ModeDir == 0 {
+			s.files = append(s.files, f)
+		}
+		if len(s.files)+len(directories) > maxFiles {
+			return fmt.Errorf("it has more than %d files beside its sources", maxFiles)
+		}
 		return nil
 	}); err != nil {
 		return err
@@ -150,12 +161,15 @@ func (s *Shipment) readData(archive *deb.Archive, dir string) error {
 		s.files = nil
 		return nil
 	}
+	byPath := func(a, b deb.File) int { return strings.Compare(a.Path, b.Path) }
+	slices.SortFunc(s.files, byPath)
+	files := s.files
 	for _, d := range directories {
-		if d.Mode.Perm() != 0o755 || d.Mode&^(fs.ModeDir|fs.ModePerm) != 0 || d.Owner != (deb.Owner{}) || empty(d.Path, s.files) {
+		if d.Mode.Perm() != 0o755 || d.Mode&^(fs.ModeDir|fs.ModePerm) != 0 || d.Owner != (deb.Owner{}) || empty(d.Path, files) {
 			s.files = append(s.files, d)
 		}
 	}
-	slices.SortFunc(s.files, func(a, b deb.File) int { return strings.Compare(a.Path, b.Path) })
+	slices.SortFunc(s.files, byPath)
 	return s.unpack(archive, dir, linked)
 }
 
@@ -164,16 +178,21 @@ func (s *Shipment) unpack(archive *deb.Archive, dir string, linked map[string]bo
 	left := int64(maxShipped)
 	unpacked := make(map[string]deb.File)
 	hard := make(map[string]string)
+	wanted := make(map[string]bool)
+	for _, f := range s.files {
+		wanted[f.Path] = true
+	}
 	if err := entries(archive, func(h *tar.Header, name string, r io.Reader) error {
+		if !wanted[name] && !linked[name] {
+			return nil
+		}
 		if h.Typeflag == tar.TypeLink {
 			hard[name] = clean(h.Linkname)
+		}
+		if h.Typeflag != tar.TypeReg {
 			return nil
 		}
-		wanted := slices.ContainsFunc(s.files, func(f deb.File) bool { return f.Path == name }) || linked[name]
-		if h.Typeflag != tar.TypeReg || !wanted {
-			return nil
-		}
-		if left -= h.Size; left < 0 {
+		if left -= h.Size; left < 0 { // of a sparse file the tar has only a part
 			return fmt.Errorf("it has more than %d GiB", maxShipped>>30)
 		}
 		copied := path.Join(dir, strconv.Itoa(len(unpacked)))
@@ -205,9 +224,10 @@ func (s *Shipment) unpack(archive *deb.Archive, dir string, linked map[string]bo
 	return nil
 }
 
-// empty says that none of the files is below the directory.
+// empty says that none of the files, which are sorted, is below the directory.
 func empty(dir string, files []deb.File) bool {
-	return !slices.ContainsFunc(files, func(f deb.File) bool { return strings.HasPrefix(f.Path, dir+"/") })
+	i, _ := slices.BinarySearchFunc(files, dir+"/", func(f deb.File, path string) int { return strings.Compare(f.Path, path) })
+	return i == len(files) || !strings.HasPrefix(files[i].Path, dir+"/")
 }
 
 func copyFile(to string, r io.Reader) (err error) {
@@ -237,18 +257,24 @@ func clean(name string) string { return path.Clean("/" + name) }
 // entries calls use for each entry of data.tar, with the path at which it is
 // installed.
 func entries(archive *deb.Archive, use func(h *tar.Header, name string, r io.Reader) error) (err error) {
-	tr, c, err := archive.Data()
+	tr, c, err := archive.Data(maxShipped)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	for {
+	for n := 1; ; n++ {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
+		}
+		if n > maxMembers {
+			return fmt.Errorf("it has more than %d members", maxMembers)
+		}
+		if len(h.Name) > maxName || len(h.Linkname) > maxName {
+			return fmt.Errorf("a path in it has more than %d bytes: %.80q…", maxName, h.Name)
 		}
 		if slices.Contains(strings.Split(h.Name, "/"), "..") {
 			return fmt.Errorf("%q leads outside", h.Name)

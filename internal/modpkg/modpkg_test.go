@@ -677,3 +677,34 @@ func TestInitramfs(t *testing.T) {
 		})
 	}
 }
+
+// FuzzChangelogTime: a time out of a foreign changelog is one that a package may have.
+func FuzzChangelogTime(f *testing.F) {
+	for _, date := range []string{"Mon, 02 Jan 2006 15:04:05 +0000", "Mon,  2 Jan 2006 15:04:05 -0930", "Mon, 2 Jan 0001 15:04:05 +2359", "x"} {
+		f.Add([]byte("foo (1.0-1) unstable; urgency=low\n\n  * x\n\n -- A B <a@example.org>  " + date + "\n"))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		at := ChangelogTime(text)
+		assert.Assert(t, at.IsZero() || at.Year() >= 1980 && at.Year() <= 2100)
+	})
+}
+
+// FuzzInherit: relations of a foreign package become fields that can be written.
+func FuzzInherit(f *testing.F) {
+	f.Add("dkms (>= 2.1), libc6-dev | libc-dev, python3:any", "a (= 1),, | b [amd64] <!x>")
+	f.Add(" ,|(", "x-dkms\n y")
+	f.Fuzz(func(t *testing.T, depends, virtual string) {
+		control, err := deb.ParseStanza([]byte("Package: x-dkms\nVersion: 1\nDepends: " + depends + "\nProvides: " + virtual + "\n"))
+		if err != nil {
+			return
+		}
+		for _, programs := range []bool{false, true} {
+			for field, groups := range inherit(control, programs) {
+				_, err := deb.Stanza{{Name: field, Value: strings.Join(groups, ", ")}}.AppendTo(nil)
+				assert.NilError(t, err)
+			}
+		}
+		_, err = deb.Stanza{{Name: "Provides", Value: strings.Join(provides(control), ", ")}}.AppendTo(nil)
+		assert.NilError(t, err)
+	})
+}

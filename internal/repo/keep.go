@@ -143,13 +143,22 @@ func needed(e *entry, alternatives []relation, provided map[string][]provider, k
 // relation is one alternative of a dependency (Policy 7.1).
 type relation struct{ name, operator, version string }
 
+// maxRelations bounds what is read of a dependency field. The longest of Debian's
+// archive have some hundred.
+const maxRelations = 4096
+
 // relations takes a dependency field apart: all of the outer list are needed,
-// one of each inner list suffices. What cannot be read is left out.
+// one of each inner list suffices. What cannot be read is left out, and what comes
+// after maxRelations.
 func relations(field string) [][]relation {
 	var all [][]relation
+	n := 0
 	for group := range strings.SplitSeq(field, ",") {
 		var alternatives []relation
 		for text := range strings.SplitSeq(group, "|") {
+			if n++; n > maxRelations {
+				return all
+			}
 			text, _, _ = strings.Cut(text, "[")
 			text, _, _ = strings.Cut(text, "<!")
 			name, constraint, _ := strings.Cut(text, "(")

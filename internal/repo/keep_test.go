@@ -88,3 +88,22 @@ func TestRelations(t *testing.T) {
 		assert.Equal(t, relation{"a", tc.operator, tc.version}.fulfilled(tc.have), tc.want, "%+v", tc)
 	}
 }
+
+// FuzzRelations: what is read of a dependency is text of the field, and some version
+// fulfils it or none does.
+func FuzzRelations(f *testing.F) {
+	f.Add("a (>= 1.0), b:any (<<2~) | c [amd64] <!nocheck>, , d(=1:2-3)", "1.0")
+	f.Add("((=|,|a", "")
+	f.Fuzz(func(t *testing.T, field, version string) {
+		for _, alternatives := range relations(field) {
+			assert.Assert(t, len(alternatives) > 0)
+			for _, r := range alternatives {
+				assert.Assert(t, r.name != "" && strings.Contains(field, r.name) && strings.Contains(field, r.version))
+				if r.operator == "<<" || r.operator == ">=" {
+					other := relation{r.name, map[string]string{"<<": ">=", ">=": "<<"}[r.operator], r.version}
+					assert.Assert(t, version == "" || r.fulfilled(version) != other.fulfilled(version))
+				}
+			}
+		}
+	})
+}

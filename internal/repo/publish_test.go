@@ -337,3 +337,61 @@ func TestVerify(t *testing.T) {
 	_, err := Verify(context.Background(), filepath.Join(t.TempDir(), "gone"), nil)
 	assert.ErrorContains(t, err, "cannot verify")
 }
+
+// FuzzVerify: whatever lies in the place of an index, it is looked at, and nothing
+// outside of the directory is.
+func FuzzVerify(f *testing.F) {
+	dir := f.TempDir()
+	writeDeb(f, filepath.Join(dir, "a.deb"), control("a-x", "1", "amd64"), "")
+	_, err := index(f.Context(), dir, Options{Date: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)})
+	assert.NilError(f, err)
+	var texts [2]string
+	for i, name := range []string{"Release", "Packages"} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		assert.NilError(f, err)
+		texts[i] = string(text)
+	}
+	f.Add(texts[0], texts[1])
+	f.Add("SHA256:\n "+strings.Repeat("0", 64)+" 9223372036854775807 Packages.gz\n "+strings.Repeat("0", 64)+" 9223372036854775807 Packages\n", "")
+	f.Add("SHA256:\n "+strings.Repeat("0", 64)+" 1 ../x\n", "Filename: ../../etc/passwd\nSize: 1\nSHA256: "+strings.Repeat("0", 64)+"\n")
+	f.Fuzz(func(t *testing.T, release, packages string) {
+		for name, text := range map[string]string{"Release": release, "Packages": packages} {
+			assert.NilError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+		}
+		got, err := Verify(t.Context(), dir, nil)
+		assert.NilError(t, err)
+		for _, p := range got.Problems {
+			assert.Assert(t, filepath.IsLocal(p.Path), "%q", p.Path)
+		}
+	})
+}
+
+// FuzzReadState: whatever a damaged state says, the index is published all the same,
+// and is right.
+func FuzzReadState(f *testing.F) {
+	dir := f.TempDir()
+	writeDeb(f, filepath.Join(dir, "a.deb"), control("a-x", "1", "amd64"), "")
+	_, err := index(f.Context(), dir, Options{Date: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)})
+	assert.NilError(f, err)
+	good, err := os.ReadFile(filepath.Join(dir, stateName))
+	assert.NilError(f, err)
+	f.Add(good)
+	f.Add(good[:len(good)/2])
+	f.Add([]byte(`{"version":1,"files":{"Packages.gz":{"sha256":"../../x"}},"unneeded":{},"parts":[{"gz":-1,"zst":99999999}]}`))
+	f.Add([]byte(`{"version":1,"files":{},"unneeded":{"../x":"0001-01-01T00:00:00Z","/etc/passwd":"0001-01-01T00:00:00Z"}}`))
+	outside := filepath.Join(filepath.Dir(dir), "x")
+	assert.NilError(f, os.WriteFile(outside, nil, 0o600))
+	r := &Repo{dir: dir}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		assert.NilError(t, os.WriteFile(filepath.Join(dir, stateName), text, 0o600))
+		st := r.readState()
+		r.intact(st)
+		old := r.openParts(st)
+		for digest := range old.known {
+			old.read(digest, &piece{})
+		}
+		old.close()
+		_, err := os.Stat(outside)
+		assert.NilError(t, err)
+	})
+}

@@ -202,6 +202,8 @@ func TestOpenRefuses(t *testing.T) {
 	write(t, filepath.Join(dir, "empty", markerName), "")
 	assert.NilError(t, os.Symlink(tree.Path, filepath.Join(dir, "link")))
 	assert.NilError(t, os.Symlink("trees", filepath.Join(dir, "parent")))
+	home, err := os.UserHomeDir()
+	assert.NilError(t, err)
 	tests := []struct {
 		name, path, want string
 		noTree           bool
@@ -210,6 +212,8 @@ func TestOpenRefuses(t *testing.T) {
 		{"a file", filepath.Join(dir, "file"), "it is no directory", true},
 		{"a foreign directory", filepath.Join(dir, "foreign"), "it has no file dkms2bin-tree", true},
 		{"the root", "/", "it has no file dkms2bin-tree", true},
+		{"a home", home, "it has no file dkms2bin-tree", true},
+		{"a mount point", "/proc", "it has no file dkms2bin-tree", true},
 		{"another layout", filepath.Join(dir, "older"), `that this version knows: dkms2bin-tree says "dkms2bin build tree, layout 0"`, true},
 		{"an empty marker", filepath.Join(dir, "empty"), `says ""`, true},
 		{"a link", filepath.Join(dir, "link"), "the path leads through a link to " + tree.Path, true},
@@ -226,7 +230,7 @@ func TestOpenRefuses(t *testing.T) {
 			assert.Equal(t, errors.Is(err, ErrNoTree), tt.noTree)
 		})
 	}
-	_, err := Open(tree.Path + "/")
+	_, err = Open(tree.Path + "/")
 	assert.NilError(t, err)
 }
 

@@ -355,8 +355,13 @@ func (d *Document) Package(name string) *Package {
 // nothing.
 var ErrEmpty = errors.New("standard input is empty: the stage before wrote no document")
 
-// maxSize bounds a document: a thousand modules for a hundred kernels need less.
-const maxSize = 256 << 20
+// Bounds on a document: a thousand modules for a hundred kernels need less. Two bytes
+// of JSON may ask for hundreds in memory, so there are bounds on what is counted, too.
+const (
+	maxSize    = 256 << 20
+	maxObjects = 1 << 19
+	maxValues  = 1 << 24
+)
 
 // Read reads exactly one document. Unknown fields, another version, a newer minor
 // one, a second document and trailing garbage are errors: a document that is only half
@@ -376,6 +381,9 @@ func Parse(raw []byte) (*Document, error) {
 	}
 	if len(bytes.TrimSpace(raw)) == 0 {
 		return nil, ErrEmpty
+	}
+	if bytes.Count(raw, []byte("{")) > maxObjects || bytes.Count(raw, []byte(",")) > maxValues {
+		return nil, fmt.Errorf("the document has more than %d objects or %d values", maxObjects, maxValues)
 	}
 	// The version comes first: what else is wrong with a document of another
 	// version is of no interest.

@@ -104,7 +104,19 @@ func ParseRecords(raw []byte) (*Status, error) {
 	return s.check(raw, decode(raw, s))
 }
 
+// Bounds on a status, far above any real one. Two bytes of JSON may ask for hundreds
+// in memory.
+const (
+	maxObjects = 1 << 19
+	maxValues  = 1 << 24
+)
+
+var errTooMany = fmt.Errorf("it has more than %d records and packages, or %d values", maxObjects, maxValues)
+
 func decode(raw []byte, v any) error {
+	if bytes.Count(raw, []byte("{")) > maxObjects || bytes.Count(raw, []byte(",")) > maxValues {
+		return errTooMany
+	}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
@@ -124,7 +136,7 @@ func (s *Status) check(raw []byte, decoded error) (_ *Status, err error) {
 			err = fmt.Errorf("cannot read the status: %w", err)
 		}
 	}()
-	if s.Version != Version {
+	if s.Version != Version && !errors.Is(decoded, errTooMany) {
 		// What else is unknown in another version is of no interest.
 		if other := checkVersion(raw); other != nil {
 			return nil, other
