@@ -84,21 +84,6 @@ func unnamed(dir string) (f *os.File, link func(path string) error, discard func
 		func() error { return os.Remove(f.Name()) }, nil
 }
 
-// tempDir makes a directory for extracted modules; done removes it.
-func tempDir() (dir string, done func() error, err error) {
-	if dir, err = os.MkdirTemp("", "debextract-"); err != nil {
-		return "", nil, err
-	}
-	return dir, func() error {
-		parent, err := os.OpenRoot(filepath.Dir(dir))
-		if err != nil {
-			return err
-		}
-		defer parent.Close()
-		return parent.RemoveAll(filepath.Base(dir))
-	}, nil
-}
-
 func copyLog(from, to string) (err error) {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err

@@ -48,6 +48,11 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tree.Close()) }()
+	if run := os.Getenv(cli.RunVar); run != "" {
+		if err := tree.BelongTo(run); err != nil {
+			return err
+		}
+	}
 	s.Doc.Tree = &state.Tree{
 		Path: tree.Path, Suite: from.sources[0].Suite, Distribution: from.host.Distribution,
 		Architecture: from.host.Architecture, Created: time.Now().UTC().Truncate(time.Second),

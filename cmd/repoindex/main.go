@@ -12,6 +12,8 @@ import (
 	"context"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/repo"
+	"dkms2bin/internal/rootfs"
+	"errors"
 	"flag"
 	"net/url"
 	"os"
@@ -66,7 +68,11 @@ func (o *options) check(operands []string) error {
 	return nil
 }
 
-func (o *options) run(ctx context.Context, s *cli.Session) error {
+func (o *options) run(ctx context.Context, s *cli.Session) (err error) {
+	if s.Doc.Tree != nil {
+		tree := rootfs.Hold(s.Doc.Tree.Path)
+		defer func() { err = errors.Join(err, tree.Close()) }()
+	}
 	var dir string
 	switch {
 	case len(s.Operands) == 1:
@@ -76,7 +82,7 @@ func (o *options) run(ctx context.Context, s *cli.Session) error {
 	default:
 		return cli.Usagef("the document names no output directory: debextract adds it")
 	}
-	dir, err := filepath.Abs(dir)
+	dir, err = filepath.Abs(dir)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"dkms2bin/internal/diag"
+	"dkms2bin/internal/scratch"
 	"dkms2bin/internal/state"
 	"errors"
 	"flag"
@@ -90,6 +91,9 @@ func Main(p Program) {
 
 // Run is Main with everything given, and returns the exit code.
 func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.Writer) int {
+	if run := os.Getenv(RunVar); run != "" {
+		go dieWith(run)
+	}
 	s := &Session{stage: p.Name, Msg: NewMessenger(p.Name, stderr), Doc: &state.Document{Version: state.Version}}
 	ctx, stop := withSignals(context.Background())
 	defer stop()
@@ -172,6 +176,18 @@ func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.W
 		return s.Doc.ExitCode()
 	}
 	return handOn(s, stdout)
+}
+
+// RunVar is the variable in which the front end names its folder, which it has locked
+// as long as it lives.
+const RunVar = "DKMS2BIN_RUN"
+
+// dieWith kills this process when the front end is dead: nobody would take its
+// document, and what it leaves is found to be stale.
+func dieWith(run string) {
+	if scratch.Wait(run) == nil {
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	}
 }
 
 // dispatch runs the stage, or passes on what an earlier stage's error left.

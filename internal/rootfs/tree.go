@@ -10,6 +10,7 @@
 //	apt/             what apt fetches by, and never a package's script sees:
 //	                 logins, certificates, copies of given .debs
 //	records/         what later stages need, as plain files
+//	run              the folder of the front end that the tree belongs to, if it does
 //	documents/       copies of the stages' documents
 //	root/            empty; the sandbox puts its root together on it
 //
@@ -23,6 +24,7 @@ import (
 	"crypto/sha256"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/scratch"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -219,15 +221,47 @@ func (t *Tree) clearBusy() error {
 	return errors.Join(errs...)
 }
 
+// Hold is Open and Use for those who only read the tree, and do without where it is
+// gone or somebody else's: then it is nil.
+func Hold(path string) *Tree {
+	t, err := Open(path)
+	if err != nil || t.Use() != nil {
+		return nil
+	}
+	return t
+}
+
 // Close ends this process's use of the tree.
 func (t *Tree) Close() error {
-	if t.lock == nil {
+	if t == nil || t.lock == nil {
 		return nil
 	}
 	err := os.Remove(t.busy)
 	err = errors.Join(err, t.lock.Close())
 	t.lock = nil
 	return err
+}
+
+// BelongTo makes the tree part of a run of the front end, which has the lock of a
+// folder, see package scratch: when that is free, the tree is stale.
+func (t *Tree) BelongTo(run string) error {
+	return os.WriteFile(t.runFile(), []byte(run), 0o644)
+}
+
+// Keep ends what BelongTo began.
+func (t *Tree) Keep() error { return ignore(os.Remove(t.runFile()), fs.ErrNotExist) }
+
+func (t *Tree) runFile() string { return filepath.Join(t.Path, "run") }
+
+// Run is the folder of the run that the tree belongs to, or "", and whether that run
+// is alive.
+func (t *Tree) Run() (run string, alive bool, err error) {
+	text, err := os.ReadFile(t.runFile())
+	if err != nil || len(text) == 0 { // it died while it wrote: the tree is marked busy
+		return "", false, ignore(err, fs.ErrNotExist)
+	}
+	alive, err = scratch.Held(string(text))
+	return string(text), alive, err
 }
 
 // LayerPath is the directory of a layer. Names are made of letters, digits and
@@ -395,7 +429,8 @@ func mountsBelow(path string) ([]string, error) {
 // Stale lists the trees below workDir that a dead process left busy or half
 // removed, and with olderThan > 0 also idle ones whose last use is longer ago.
 // Trees in use are never listed.
-func Stale(workDir string, olderThan time.Duration) (trees []*Tree, err error) {
+// The run of the front end that this process belongs to, if any, counts as dead.
+func Stale(workDir string, olderThan time.Duration, ownRun string) (trees []*Tree, err error) {
 	defer wrap(&err, "cannot look for stale trees in %s", workDir)
 	parent := filepath.Join(workDir, treesDir)
 	if parent, err = filepath.EvalSymlinks(parent); errors.Is(err, fs.ErrNotExist) {
@@ -425,7 +460,7 @@ func Stale(workDir string, olderThan time.Duration) (trees []*Tree, err error) {
 			}
 			t = &Tree{Path: path}
 		}
-		stale, err := t.stale(half, olderThan)
+		stale, err := t.stale(half, olderThan, ownRun)
 		if err != nil {
 			return nil, err
 		}
@@ -436,7 +471,7 @@ func Stale(workDir string, olderThan time.Duration) (trees []*Tree, err error) {
 	return trees, nil
 }
 
-func (t *Tree) stale(half bool, olderThan time.Duration) (bool, error) {
+func (t *Tree) stale(half bool, olderThan time.Duration, ownRun string) (bool, error) {
 	lock, err := os.OpenFile(filepath.Join(t.Path, "lock"), os.O_RDONLY|boolFlag(half, os.O_CREATE), 0o644)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -453,6 +488,9 @@ func (t *Tree) stale(half bool, olderThan time.Duration) (bool, error) {
 	}
 	if half {
 		return true, nil
+	}
+	if run, alive, err := t.Run(); err != nil || run != "" && run != ownRun {
+		return !alive, err
 	}
 	marks, err := os.ReadDir(filepath.Join(t.Path, "busy"))
 	if err != nil {

@@ -274,7 +274,7 @@ func TestMarksOfTheDead(t *testing.T) {
 	tree := create(t, work)
 	useElsewhere(t, tree.Path).kill(t)
 	assert.Equal(t, len(names(t, filepath.Join(tree.Path, "busy"))), 1)
-	stale, err := Stale(work, 0)
+	stale, err := Stale(work, 0, "")
 	assert.NilError(t, err)
 	assert.Equal(t, len(stale), 1)
 
@@ -287,7 +287,7 @@ func TestMarksOfTheDead(t *testing.T) {
 	assert.Equal(t, len(names(t, filepath.Join(tree.Path, "busy"))), 2)
 	assert.NilError(t, again.Close())
 	assert.NilError(t, tree.Close())
-	stale, err = Stale(work, 0)
+	stale, err = Stale(work, 0, "")
 	assert.NilError(t, err)
 	assert.Equal(t, len(stale), 0)
 }
@@ -341,7 +341,7 @@ func TestStale(t *testing.T) {
 		{"all that are idle", time.Nanosecond, []string{halfPath, bare, idle.Path, old.Path, killed.Path}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			stale, err := Stale(work, tt.olderThan)
+			stale, err := Stale(work, tt.olderThan, "")
 			assert.NilError(t, err)
 			got, want := map[string]bool{}, map[string]bool{}
 			for _, p := range paths(stale) {
@@ -354,7 +354,7 @@ func TestStale(t *testing.T) {
 		})
 	}
 
-	stale, err := Stale(work, time.Nanosecond)
+	stale, err := Stale(work, time.Nanosecond, "")
 	assert.NilError(t, err)
 	for _, tree := range stale {
 		assert.NilError(t, tree.Remove())
@@ -374,12 +374,12 @@ func TestStaleWithoutTrees(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	for _, work := range []string{dir, filepath.Join(dir, "gone")} {
-		stale, err := Stale(work, 0)
+		stale, err := Stale(work, 0, "")
 		assert.NilError(t, err)
 		assert.Equal(t, len(stale), 0)
 	}
 	write(t, filepath.Join(dir, "trees"), "not a directory")
-	_, err := Stale(dir, 0)
+	_, err := Stale(dir, 0, "")
 	assert.ErrorContains(t, err, "cannot look for stale trees in "+dir)
 }
 
@@ -403,7 +403,7 @@ func TestStaleWhileCreating(t *testing.T) {
 		}
 	})
 	for !done.Load() {
-		stale, err := Stale(work, time.Nanosecond)
+		stale, err := Stale(work, time.Nanosecond, "")
 		assert.Check(t, err)
 		assert.Check(t, len(stale) == 0, "%v", paths(stale))
 	}
