@@ -54,6 +54,9 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 		}
 		err = errors.Join(err, b.tree.Close())
 	}()
+	if err := probe(ctx, s, b.tree); err != nil {
+		return err
+	}
 	if b.cache, err = b.tree.Cache(s.Doc.Tree.Base); err != nil {
 		return err
 	}
@@ -77,6 +80,16 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	}
 	b.planJobs()
 	return b.runJobs(ctx)
+}
+
+// probe finds out how roots are put together in the tree here.
+func probe(ctx context.Context, s *cli.Session, tree *rootfs.Tree) error {
+	lack, err := tree.Probe(ctx)
+	if lack != "" && s.Doc.Tree.Copies == "" {
+		s.Msg.Info("roots are put together by copying, which takes more time and space: %s", lack)
+	}
+	s.Doc.Tree.Copies = lack
+	return err
 }
 
 // openTree opens the document's tree. A document that cannot be worked on is

@@ -57,6 +57,12 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 		Path: tree.Path, Suite: from.sources[0].Suite, Distribution: from.host.Distribution,
 		Architecture: from.host.Architecture, Created: time.Now().UTC().Truncate(time.Second),
 	}
+	if s.Doc.Tree.Copies, err = tree.Probe(ctx); err != nil {
+		return err
+	}
+	if s.Doc.Tree.Copies != "" {
+		s.Msg.Info("roots are put together by copying, which takes more time and space: %s", s.Doc.Tree.Copies)
+	}
 	s.Doc.Tree.Log = filepath.Join(tree.Path, "records", "mkchroot.log")
 	log, err := os.Create(s.Doc.Tree.Log)
 	if err != nil {

@@ -12,6 +12,7 @@
 //	records/         what later stages need, as plain files
 //	run              the folder of the front end that the tree belongs to, if it does
 //	documents/       copies of the stages' documents
+//	copies           there when overlayfs could not be used, and says why
 //	root/            empty; the sandbox puts its root together on it
 //
 // A layer is the upper directory that one run left inside an overlay. It
@@ -63,9 +64,10 @@ func WorkDir(asked string) (string, error) {
 
 // A Tree is a build tree.
 type Tree struct {
-	Path string // absolute
-	lock *os.File
-	busy string // path of this process's mark
+	Path   string // absolute
+	lock   *os.File
+	busy   string // path of this process's mark
+	copies bool   // overlayfs cannot be used
 }
 
 // ErrBusy says that a tree is in use.
@@ -264,6 +266,31 @@ func (t *Tree) Run() (run string, alive bool, err error) {
 	return string(text), alive, err
 }
 
+// Probe tries what can be done in the tree here, see sandbox.Probe. Once overlayfs could
+// not be used in a tree, it is not any more. The tree must be in use.
+func (t *Tree) Probe(ctx context.Context) (lack string, err error) {
+	file := filepath.Join(t.Path, "copies")
+	text, err := os.ReadFile(file)
+	if err == nil {
+		t.copies = true
+		return string(text), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	scratch := filepath.Join(t.Path, "scratch")
+	dir, err := os.MkdirTemp(scratch, "probe.")
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, removeAll(scratch, filepath.Base(dir))) }()
+	if lack, err = sandbox.Probe(ctx, t.Mountpoint(), dir); err != nil || lack == "" {
+		return "", err
+	}
+	t.copies = true
+	return lack, os.WriteFile(file, []byte(lack), 0o644)
+}
+
 // LayerPath is the directory of a layer. Names are made of letters, digits and
 // hyphens; LayerName makes one.
 func (t *Tree) LayerPath(name string) string { return filepath.Join(t.Path, "layers", name) }
@@ -298,6 +325,9 @@ func (t *Tree) Root(layers ...string) sandbox.Root {
 	r := sandbox.Root{}
 	for _, l := range layers {
 		r.Layers = append(r.Layers, t.LayerPath(l))
+	}
+	if t.copies && len(layers) > 1 {
+		r.Copies = filepath.Join(t.Path, "scratch", LayerName("view", layers...))
 	}
 	return r
 }
@@ -342,8 +372,7 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, removeAll(scratch, filepath.Base(dir))) }()
-	root := t.Root(spec.On...)
-	root.Upper, root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	root := t.writable(dir, filepath.Join(dir, "upper"), spec.On)
 	for _, d := range []string{root.Upper, root.Work} {
 		if err := errors.Join(os.Mkdir(d, 0o755), os.Chmod(d, 0o755)); err != nil {
 			return err
@@ -355,6 +384,17 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 	return os.Rename(root.Upper, t.LayerPath(spec.Name))
 }
 
+// writable is a root on these layers in which upper is written to, with what that
+// takes beside it in dir.
+func (t *Tree) writable(dir, upper string, on []string) sandbox.Root {
+	root := t.Root(on...)
+	root.Upper, root.Work, root.Copies = upper, filepath.Join(dir, "work"), ""
+	if t.copies && len(on) > 0 {
+		root.Copies = filepath.Join(dir, "copies")
+	}
+	return root
+}
+
 // Scratch is a root that stands on layers of the tree, the topmost first, and takes
 // what is written for the time being. The returned function removes it.
 func (t *Tree) Scratch(on ...string) (root sandbox.Root, remove func() error, err error) {
@@ -363,8 +403,7 @@ func (t *Tree) Scratch(on ...string) (root sandbox.Root, remove func() error, er
 	if err != nil {
 		return root, nil, err
 	}
-	root = t.Root(on...)
-	root.Upper, root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	root = t.writable(dir, filepath.Join(dir, "upper"), on)
 	remove = func() error { return removeAll(scratch, filepath.Base(dir)) }
 	for _, d := range []string{root.Upper, root.Work} {
 		if err := errors.Join(os.Mkdir(d, 0o755), os.Chmod(d, 0o755)); err != nil {
@@ -385,9 +424,12 @@ func (t *Tree) Writable(name string, on ...string) (sandbox.Root, func() error, 
 	if err != nil {
 		return sandbox.Root{}, nil, err
 	}
-	root := t.Root(on...)
-	root.Upper, root.Work = t.LayerPath(name), dir
-	return root, func() error { return removeAll(scratch, filepath.Base(dir)) }, nil
+	root := t.writable(dir, t.LayerPath(name), on)
+	remove := func() error { return removeAll(scratch, filepath.Base(dir)) }
+	if err := os.Mkdir(root.Work, 0o755); err != nil {
+		return sandbox.Root{}, nil, errors.Join(err, remove())
+	}
+	return root, remove, nil
 }
 
 // flock takes the exclusive lock, waiting as long as ctx allows.

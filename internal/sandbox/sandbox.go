@@ -42,6 +42,10 @@ type Root struct {
 	// beside it, on the same file system, that overlayfs asks for. Without
 	// them the root is read-only. Without Layers Upper alone is the root.
 	Upper, Work string
+	// Copies, where it is set, is a directory in which the root is put together by
+	// copying, where overlayfs cannot be used. It is made by the first run and serves
+	// further ones with the same root; with Upper it is on the same file system.
+	Copies string
 	// Host shows the host's own root, read-only, for the programs that make
 	// the first tree. The command keeps all capabilities within its user
 	// namespace, since such programs mount and chroot themselves. Of the
@@ -101,6 +105,8 @@ type Spec struct {
 	// is typed and shown goes back and forth. Stdin, Stdout and Stderr are then
 	// not used.
 	Terminal *os.File
+
+	task string // done by the first process instead of a command
 }
 
 // An ExitError is a command that ran and did not succeed.
@@ -138,11 +144,13 @@ type config struct {
 	Files      []File
 	Terminal   bool
 	RealRoot   bool
+	Task       string
 }
 
 // report is what the first process tells the parent.
 type report struct {
 	Error  string `json:",omitempty"` // the sandbox could not be set up
+	Lack   string `json:",omitempty"` // what the probe found missing
 	Code   int
 	Signal syscall.Signal
 }
@@ -165,9 +173,18 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	if len(spec.Args) == 0 {
 		return errors.New("cannot run in the sandbox: no command")
 	}
+	if spec.Root.Copies != "" {
+		return runOnCopies(ctx, spec)
+	}
+	return run(ctx, spec)
+}
+
+func run(ctx context.Context, spec Spec) (err error) {
 	defer func() {
 		var exit *ExitError
-		if err != nil && !errors.As(err, &exit) {
+		if err != nil && spec.task != "" {
+			err = fmt.Errorf("cannot put the root of a sandbox together: %w", err)
+		} else if err != nil && !errors.As(err, &exit) {
 			err = fmt.Errorf("cannot run %s in the sandbox: %w", spec.Args[0], err)
 		}
 	}()
@@ -181,7 +198,7 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	conf, err := json.Marshal(config{
 		Root: spec.Root, Mountpoint: spec.Mountpoint, Args: spec.Args, Env: spec.Env,
 		Dir: spec.Dir, Network: spec.Network, Binds: spec.Binds, Files: spec.Files,
-		Terminal: spec.Terminal != nil, RealRoot: spec.RealRoot,
+		Terminal: spec.Terminal != nil, RealRoot: spec.RealRoot, Task: spec.task,
 	})
 	if err != nil {
 		return err
@@ -287,6 +304,9 @@ func Run(ctx context.Context, spec Spec) (err error) {
 		return confErr
 	default:
 		return fmt.Errorf("%w (%w)", ErrDied, errors.Join(waitErr, readErr))
+	}
+	if rep.Lack != "" {
+		return &lackError{rep.Lack}
 	}
 	if rep.Error != "" {
 		return errors.New(rep.Error)
