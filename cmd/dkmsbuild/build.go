@@ -57,6 +57,10 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	if err := probe(ctx, s, b.tree); err != nil {
 		return err
 	}
+	if b.tree.InPlace() {
+		s.Msg.Warn("%s", inPlaceWarning)
+		b.most.jobs = 1
+	}
 	if b.cache, err = b.tree.Cache(s.Doc.Tree.Base); err != nil {
 		return err
 	}
@@ -81,6 +85,8 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	b.planJobs()
 	return b.runJobs(ctx)
 }
+
+const inPlaceWarning = "NO ISOLATION: packages are installed and built in this system's own root, as its root"
 
 // probe finds out how roots are put together in the tree here.
 func probe(ctx context.Context, s *cli.Session, tree *rootfs.Tree) error {

@@ -180,6 +180,9 @@ func removeTrees(s *cli.Session, trees []*rootfs.Tree) error {
 			continue
 		}
 		s.Msg.Announce("removing chroot environment %s", t.Path)
+		if t.InPlace() {
+			s.Msg.Info("what was installed and built in this system's own root stays: throw the container away")
+		}
 		errs = append(errs, t.Remove())
 	}
 	return errors.Join(errs...)

@@ -105,6 +105,9 @@ func (t *Tree) LayerID(name string) string {
 
 // Cache is the cache that a layer came from, or nil.
 func (t *Tree) Cache(layer string) (*Cache, error) {
+	if t.inPlace {
+		return nil, nil
+	}
 	target, err := os.Readlink(t.LayerPath(layer))
 	if err != nil {
 		return nil, nil

@@ -12,6 +12,7 @@
 //	records/         what later stages need, as plain files
 //	run              the folder of the front end that the tree belongs to, if it does
 //	documents/       copies of the stages' documents
+//	in-place         there when this system's own root is the tree: layers lead to it
 //	copies           there when overlayfs could not be used, and says why
 //	root/            empty; the sandbox puts its root together on it
 //
@@ -68,6 +69,8 @@ type Tree struct {
 	lock   *os.File
 	busy   string // path of this process's mark
 	copies bool   // overlayfs cannot be used
+
+	inPlace bool
 }
 
 // ErrBusy says that a tree is in use.
@@ -175,7 +178,8 @@ func Open(path string) (t *Tree, err error) {
 	if err := isTree(dir); err != nil {
 		return nil, err
 	}
-	return &Tree{Path: real}, nil
+	_, err = os.Stat(filepath.Join(real, inPlaceFile))
+	return &Tree{Path: real, inPlace: err == nil}, ignore(err, fs.ErrNotExist)
 }
 
 // Use locks the tree against removal and marks it busy. Several processes may
@@ -244,6 +248,18 @@ func (t *Tree) Close() error {
 	return err
 }
 
+// UseThisRoot makes this system's own root what all is done in. Layers are links to it
+// then, which say that something was done. Nothing of it is ever removed.
+func (t *Tree) UseThisRoot() error {
+	t.inPlace = true
+	return os.WriteFile(filepath.Join(t.Path, inPlaceFile), nil, 0o644)
+}
+
+const inPlaceFile = "in-place"
+
+// InPlace says whether this system's own root is what all is done in.
+func (t *Tree) InPlace() bool { return t.inPlace }
+
 // BelongTo makes the tree part of a run of the front end, which has the lock of a
 // folder, see package scratch: when that is free, the tree is stale.
 func (t *Tree) BelongTo(run string) error {
@@ -269,6 +285,9 @@ func (t *Tree) Run() (run string, alive bool, err error) {
 // Probe tries what can be done in the tree here, see sandbox.Probe. Once overlayfs could
 // not be used in a tree, it is not any more. The tree must be in use.
 func (t *Tree) Probe(ctx context.Context) (lack string, err error) {
+	if t.inPlace {
+		return "", nil
+	}
 	file := filepath.Join(t.Path, "copies")
 	text, err := os.ReadFile(file)
 	if err == nil {
@@ -326,6 +345,9 @@ func (t *Tree) Root(layers ...string) sandbox.Root {
 	for _, l := range layers {
 		r.Layers = append(r.Layers, t.LayerPath(l))
 	}
+	if t.inPlace {
+		r.InPlace, r.Upper = true, "/"
+	}
 	if t.copies && len(layers) > 1 {
 		r.Copies = filepath.Join(t.Path, "scratch", LayerName("view", layers...))
 	}
@@ -355,7 +377,11 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 			wrap(&err, "cannot make the layer %s", spec.Name)
 		}
 	}()
-	lock, err := os.OpenFile(filepath.Join(t.Path, "scratch", spec.Name+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lockName := spec.Name
+	if t.inPlace { // where there is room for one at a time
+		lockName = inPlaceFile
+	}
+	lock, err := os.OpenFile(filepath.Join(t.Path, "scratch", lockName+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
@@ -365,6 +391,12 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 	}
 	if t.HasLayer(spec.Name) {
 		return nil
+	}
+	if t.inPlace {
+		if makeErr = spec.Make(t.Root(spec.On...)); makeErr != nil {
+			return makeErr
+		}
+		return os.Symlink("/", t.LayerPath(spec.Name))
 	}
 	scratch := filepath.Join(t.Path, "scratch")
 	dir, err := os.MkdirTemp(scratch, spec.Name+".")
@@ -398,6 +430,9 @@ func (t *Tree) writable(dir, upper string, on []string) sandbox.Root {
 // Scratch is a root that stands on layers of the tree, the topmost first, and takes
 // what is written for the time being. The returned function removes it.
 func (t *Tree) Scratch(on ...string) (root sandbox.Root, remove func() error, err error) {
+	if t.inPlace {
+		return t.Root(on...), func() error { return nil }, nil
+	}
 	scratch := filepath.Join(t.Path, "scratch")
 	dir, err := os.MkdirTemp(scratch, "scratch.")
 	if err != nil {
@@ -418,6 +453,9 @@ func (t *Tree) Scratch(on ...string) (root sandbox.Root, remove func() error, er
 func (t *Tree) Writable(name string, on ...string) (sandbox.Root, func() error, error) {
 	if !t.HasLayer(name) {
 		return sandbox.Root{}, nil, fmt.Errorf("the tree %s has no layer %s", t.Path, name)
+	}
+	if t.inPlace {
+		return t.Root(on...), func() error { return nil }, nil
 	}
 	scratch := filepath.Join(t.Path, "scratch")
 	dir, err := os.MkdirTemp(scratch, "work.")

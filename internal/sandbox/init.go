@@ -72,6 +72,9 @@ func enter(rep *report) error {
 	if err := json.Unmarshal(raw, &conf); err != nil {
 		return fmt.Errorf("cannot read the configuration: %w", err)
 	}
+	if conf.Root.InPlace {
+		return runInPlace(conf, rep)
+	}
 	if err := becomeRoot(); err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -51,6 +52,36 @@ type Root struct {
 	// namespace, since such programs mount and chroot themselves. Of the
 	// host, /dev, /sys, /run and /tmp are hidden.
 	Host bool
+	// InPlace runs the command in this process's own root, without any isolation, for
+	// containers that are thrown away afterwards and allow no mounts. Of the rest only
+	// Upper counts, which is then /, for those who look for what was written.
+	InPlace bool
+}
+
+// Written are the directories in which lies what was written, after a run: who changes
+// it from outside has to change it in each.
+func (r Root) Written() []string {
+	dirs := []string{r.Upper}
+	if r.Copies != "" {
+		dirs = append(dirs, filepath.Join(r.Copies, copiedRoot))
+	}
+	return dirs
+}
+
+// Remove removes a file that was written, by its name relative to the root, without a
+// trace: no whiteout hides one of that name in the layers.
+func (r Root) Remove(name string) error {
+	for _, dir := range r.Written() {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return err
+		}
+		err = root.Remove(name)
+		if err = errors.Join(err, root.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // A Bind makes a file or directory of the host visible inside.
@@ -191,6 +222,7 @@ func run(ctx context.Context, spec Spec) (err error) {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
+	isolated := !spec.Root.InPlace
 	if spec.RealRoot && os.Geteuid() != 0 {
 		return errors.New("it must be the host's root, which a user's subordinate IDs cannot stand for")
 	}
@@ -237,7 +269,9 @@ func run(ctx context.Context, spec Spec) (err error) {
 		cmd.SysProcAttr.Cloneflags &^= unix.CLONE_NEWUSER
 		cmd.SysProcAttr.AmbientCaps = nil
 	}
-	if !spec.Network {
+	if !isolated {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	} else if !spec.Network {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
 	}
 	var terminal *relay
@@ -274,10 +308,16 @@ func run(ctx context.Context, spec Spec) (err error) {
 			return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 		}
 	}
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	stop := context.AfterFunc(ctx, func() {
+		if isolated {
+			_ = cmd.Process.Kill()
+		} else {
+			lifeW.Close() // it has to end what it started
+		}
+	})
 	defer stop()
 	var mapErr, confErr error
-	if !spec.RealRoot {
+	if !spec.RealRoot && isolated {
 		mapErr = writeIDMaps(cmd.Process.Pid)
 	}
 	if mapErr == nil {

@@ -17,7 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const prefix = "dkms2bin."
+const (
+	prefix = "dkms2bin."
+	marker = ".locked"
+)
 
 // Make makes a directory in os.TempDir. The returned function removes it.
 func Make() (dir string, remove func() error, err error) {
@@ -28,8 +31,11 @@ func Make() (dir string, remove func() error, err error) {
 	if err == nil {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	}
+	if err == nil { // an empty one may be about to be locked
+		err = os.WriteFile(filepath.Join(dir, marker), nil, 0o600)
+	}
 	if err != nil {
-		return "", nil, errors.Join(fmt.Errorf("cannot lock %s: %w", dir, err), os.Remove(dir))
+		return "", nil, errors.Join(fmt.Errorf("cannot lock %s: %w", dir, err), removeIn(filepath.Dir(dir), filepath.Base(dir)))
 	}
 	return dir, func() error { return errors.Join(removeIn(filepath.Dir(dir), filepath.Base(dir)), f.Close()) }, nil
 }
