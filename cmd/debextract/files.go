@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"dkms2bin/internal/deb"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/state"
@@ -10,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -93,13 +93,21 @@ func copyLog(from, to string) (err error) {
 		return err
 	}
 	defer in.Close()
-	out, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644))
+	out, link, discard, err := unnamed(filepath.Dir(to))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, out.Cleanup()) }()
+	defer func() { err = errors.Join(err, discard(), out.Close()) }()
 	if _, err := io.Copy(out, in); err != nil {
 		return err
 	}
-	return out.CloseAtomicallyReplace()
+	if err := out.Chmod(0o644); err != nil {
+		return err
+	}
+	if err := link(to); !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	// Only rename(2) replaces a file.
+	beside := filepath.Join(filepath.Dir(to), ".new-"+rand.Text())
+	return errors.Join(link(beside), os.Rename(beside, to))
 }

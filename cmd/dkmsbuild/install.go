@@ -191,7 +191,7 @@ func writeJSON(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(file, raw, 0o644)
+	return renameio.WriteFile(file, raw, 0o644, renameio.WithTempDir(filepath.Dir(file)))
 }
 
 // layersOf are the layers of a package and of those that it depends on, the topmost
@@ -410,7 +410,7 @@ func (b *builder) unpack(ctx context.Context, p *pkg, inside apt.Inside) ([]stri
 	const given = "/run/dkms2bin/given"
 	if p.Kind == state.KindSource {
 		inside.Spec.Binds = []sandbox.Bind{{Source: p.Request, Target: given}}
-		if _, err := inside.Output(ctx, "cp", "-rL", "--no-preserve=ownership", given, copied); err != nil {
+		if _, err := inside.Output(ctx, "sh", "-c", `rm -rf "$2" && cp -rL --no-preserve=ownership "$1" "$2"`, "sh", given, copied); err != nil {
 			return nil, err
 		}
 		return []string{copied}, nil

@@ -245,7 +245,8 @@ func keepCopy(s *Session, raw []byte) string {
 	if _, err := os.Stat(filepath.Join(s.Doc.Tree.Path, "dkms2bin-tree")); err != nil {
 		return "" // no such tree
 	}
-	if err := renameio.WriteFile(path, raw, 0o644); err != nil {
+	// What a killed process leaves is removed with the tree then.
+	if err := renameio.WriteFile(path, raw, 0o644, renameio.WithTempDir(filepath.Dir(path))); err != nil {
 		if !errors.Is(err, os.ErrPermission) { // a user without rights to the tree only reads it
 			s.Msg.Warn("cannot keep a copy of the document: %v", err)
 		}

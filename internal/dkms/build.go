@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -452,7 +453,7 @@ func saveTarball(layer *os.Root, m Module, to string) error {
 
 // copyTo writes a file that appears whole.
 func copyTo(to string, from io.Reader) (err error) {
-	pending, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644))
+	pending, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644), renameio.WithTempDir(filepath.Dir(to)))
 	if err != nil {
 		return err
 	}
