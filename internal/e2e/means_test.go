@@ -110,7 +110,7 @@ func TestInPlace(t *testing.T) {
 	says(front+"/out", 0, "warning: NO ISOLATION", "throw the container away")
 	sameDebs(t, filepath.Join(container, "out"), want)
 	// Once more, in the same container, stage by stage; a failed build and a daemon do no harm.
-	says(`mkdir /opt/bad; cp /opt/mine/* /opt/bad/ 2>/dev/null || :; sed -i 's/mine/bad/g' /opt/bad/dkms.conf; echo 'MAKE[0]="setsid sleep 271828 & false"' >>/opt/bad/dkms.conf
+	says(`mkdir /opt/bad; cp /opt/mine/* /opt/bad/ 2>/dev/null || :; sed -i "s/mine/bad/g" /opt/bad/dkms.conf; echo 'MAKE[0]="setsid sleep 271828 & false"' >>/opt/bad/dkms.conf
 		mkchroot --in-place --kver `+kver+` >/1.json
 		dkmsbuild --dkms bbswitch-dkms /opt/mine /opt/bad </1.json >/2.json || [ $? = 3 ]
 		debextract --out-dir /out2 </2.json >/3.json || [ $? = 3 ]
