@@ -98,7 +98,8 @@ func remove(_ context.Context, s *cli.Session, o *options) error {
 		return unusable(err)
 	}
 	if o.keep {
-		return errors.Join(tree.Keep(), keep(s))
+		keep(s)
+		return tree.Keep()
 	}
 	if err := removeTrees(s, []*rootfs.Tree{tree}); err != nil {
 		return err
@@ -109,7 +110,7 @@ func remove(_ context.Context, s *cli.Session, o *options) error {
 
 // keep says where everything is. The copy of the document is written when this
 // stage hands it on.
-func keep(s *cli.Session) error {
+func keep(s *cli.Session) {
 	document := s.Copy()
 	s.Msg.Info("the chroot environment is kept in %s", s.Doc.Tree.Path)
 	s.Msg.Info("its document is %s", document)
@@ -124,7 +125,6 @@ func keep(s *cli.Session) error {
 		}
 	}
 	s.Msg.Hint("remove it with: %s <%s >/dev/null", quote(strings.TrimSuffix(program, "dkmsbuild")+"rmchroot"), quote(document))
-	return nil
 }
 
 var plain = regexp.MustCompile(`^[A-Za-z0-9_./,:+~=-]+$`)
