@@ -5,6 +5,7 @@ import (
 	"context"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/scratch"
 	"errors"
 	"fmt"
 	"io"
@@ -626,4 +627,35 @@ func TestLayerName(t *testing.T) {
 		assert.Assert(t, strings.HasPrefix(name, "build-") && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == "", name)
 	}
 	assert.Assert(t, LayerName("package", "a") != LayerName("headers", "a"))
+}
+
+// TestRun: a tree of a front end is stale when that is dead, and not before, whether
+// it is marked busy or not.
+func TestRun(t *testing.T) {
+	work, tmp := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	tree, err := Create(work)
+	assert.NilError(t, err)
+	folder, end, err := scratch.Make()
+	assert.NilError(t, err)
+	assert.NilError(t, tree.BelongTo(folder))
+	stale := func(own string, want int) {
+		t.Helper()
+		trees, err := Stale(work, 0, own)
+		assert.NilError(t, err)
+		assert.Equal(t, len(trees), want)
+	}
+	stale("", 0)
+	stale(folder, 0) // a stage has it
+	assert.NilError(t, tree.Close())
+	stale("", 0) // the next stage will
+	run, alive, err := tree.Run()
+	assert.NilError(t, err)
+	assert.Assert(t, alive)
+	assert.Equal(t, run, folder)
+	assert.NilError(t, end())
+	stale("", 1)
+	assert.NilError(t, tree.Keep())
+	stale("", 0)
+	assert.NilError(t, tree.Remove())
 }

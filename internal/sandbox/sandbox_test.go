@@ -40,6 +40,8 @@ func play(role string, args []string) int {
 	case "run":
 	case "host", "real root":
 		spec.Root, spec.Env, spec.RealRoot = Root{Host: true}, DefaultEnv(), role == "real root"
+	case "in place":
+		spec.Root, spec.Env = Root{InPlace: true, Upper: "/"}, DefaultEnv()
 	case "terminal":
 		tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 		if err != nil {
