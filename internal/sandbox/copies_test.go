@@ -2,11 +2,15 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
@@ -155,4 +159,47 @@ func TestProbe(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Assert(t, strings.Contains(lack, "the work directory lies on an overlay itself, as in a container: put it on a volume"), lack)
 	assert.Assert(t, !mounted(t, b.dir))
+}
+
+// refuse is a container engine whose filter of system calls forbids mounts, or new user
+// namespaces. It goes on as the role "probe".
+func refuse(role string) error {
+	runtime.LockOSThread()
+	var p program
+	p.load(offsetNumber)
+	switch role {
+	case "refuse mount":
+		p.when(unix.BPF_JEQ, unix.SYS_MOUNT, errno(unix.EPERM))
+	case "refuse namespaces":
+		other := p.jump(unix.BPF_JEQ, unix.SYS_CLONE, ifNot)
+		p.load(argument(0))
+		p.when(unix.BPF_JSET, unix.CLONE_NEWUSER, errno(unix.EPERM))
+		p.here(other)
+		p.load(offsetNumber)
+		p.when(unix.BPF_JEQ, unix.SYS_CLONE3, errno(unix.ENOSYS)) // its flags are in memory
+	}
+	p.ret(unix.SECCOMP_RET_ALLOW)
+	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
+	if err := errors.Join(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+		unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)), 0, 0), os.Setenv(roleVar, "probe")); err != nil {
+		return err
+	}
+	return unix.Exec("/proc/self/exe", os.Args, os.Environ())
+}
+
+// TestProbeInContainers: where an engine forbids what is needed, the error says which of
+// its options allows it.
+func TestProbeInContainers(t *testing.T) {
+	t.Parallel()
+	for role, want := range map[string]string{
+		"refuse mount":      "the container that this runs in forbids mounts, which docker run --security-opt seccomp=unconfined",
+		"refuse namespaces": "the container or service that this runs in filters system calls: it must allow unshare and mount, as docker run --security-opt seccomp=unconfined",
+	} {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", newBox(t).dir)
+		cmd.Env = append(os.Environ(), roleVar+"="+role)
+		out, err := cmd.CombinedOutput()
+		assert.NilError(t, err, "%s", out)
+		assert.Assert(t, strings.Contains(string(out), want) && strings.Contains(string(out), "mkchroot --in-place does without"), "%s: %s", role, out)
+		assert.Assert(t, strings.Contains(string(out), "lack: \n"), "%s", out)
+	}
 }
