@@ -64,6 +64,9 @@ func (o *options) check(operands []string) error {
 	if o.cache || o.stale {
 		o.cacheDir, err = rootfs.CacheDir(o.cacheDir)
 	}
+	if !o.cache { // without a home there is none to tidy
+		return nil
+	}
 	return err
 }
 
@@ -156,7 +159,7 @@ func removeStale(s *cli.Session, o *options) error {
 		return err
 	}
 	errs := []error{removeTrees(s, trees), scratch.Sweep()}
-	if rootfs.IsCache(o.cacheDir) && !o.cache {
+	if !o.cache && o.cacheDir != "" && rootfs.IsCache(o.cacheDir) {
 		cache, err := rootfs.OpenCache(o.cacheDir)
 		if err == nil {
 			err = cache.Sweep()

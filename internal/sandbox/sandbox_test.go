@@ -49,6 +49,8 @@ func play(role string, args []string) int {
 	case "run":
 	case "host", "real root":
 		spec.Root, spec.Env, spec.RealRoot = Root{Host: true}, DefaultEnv(), role == "real root"
+	case "copies":
+		spec.Root.Copies = filepath.Join(b.dir, "copies")
 	case "in place":
 		spec.Root, spec.Env = Root{InPlace: true, Upper: "/"}, DefaultEnv()
 	case "terminal":
