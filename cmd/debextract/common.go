@@ -5,6 +5,7 @@ import (
 	"dkms2bin/internal/deb"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/modpkg"
+	"dkms2bin/internal/scratch"
 	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ type shipment struct {
 
 // newShipments begins with none; done removes what was unpacked.
 func newShipments(doc *state.Document, o *options) (_ *shipments, done func() error, err error) {
-	dir, done, err := tempDir()
+	dir, done, err := scratch.Make()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -8,6 +8,8 @@ import (
 	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/kernel"
 	"dkms2bin/internal/modpkg"
+	"dkms2bin/internal/rootfs"
+	"dkms2bin/internal/scratch"
 	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
@@ -28,6 +30,10 @@ func extract(ctx context.Context, s *cli.Session, o *options) (err error) {
 	}
 	s.Msg.Announce("exporting kernel binary module packages into %s", o.outDir)
 	s.Doc.OutDir = o.outDir
+	if s.Doc.Tree != nil {
+		tree := rootfs.Hold(s.Doc.Tree.Path)
+		defer func() { err = errors.Join(err, tree.Close()) }()
+	}
 	ships, done, err := newShipments(s.Doc, o)
 	if err != nil {
 		return err
@@ -72,7 +78,7 @@ func extractFor(ctx context.Context, s *cli.Session, o *options, ships *shipment
 	if err != nil {
 		return fmt.Errorf("cannot check modules for %s: %w", release, err)
 	}
-	dir, done, err := tempDir()
+	dir, done, err := scratch.Make()
 	if err != nil {
 		return err
 	}
@@ -317,7 +323,7 @@ func extractOperands(ctx context.Context, s *cli.Session, o *options) (err error
 	}
 	s.Msg.Announce("exporting kernel binary module packages into %s", o.outDir)
 	s.Doc.OutDir = o.outDir
-	dir, done, err := tempDir()
+	dir, done, err := scratch.Make()
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"dkms2bin/internal/deb"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/state"
@@ -10,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -84,21 +84,6 @@ func unnamed(dir string) (f *os.File, link func(path string) error, discard func
 		func() error { return os.Remove(f.Name()) }, nil
 }
 
-// tempDir makes a directory for extracted modules; done removes it.
-func tempDir() (dir string, done func() error, err error) {
-	if dir, err = os.MkdirTemp("", "debextract-"); err != nil {
-		return "", nil, err
-	}
-	return dir, func() error {
-		parent, err := os.OpenRoot(filepath.Dir(dir))
-		if err != nil {
-			return err
-		}
-		defer parent.Close()
-		return parent.RemoveAll(filepath.Base(dir))
-	}, nil
-}
-
 func copyLog(from, to string) (err error) {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
@@ -108,13 +93,21 @@ func copyLog(from, to string) (err error) {
 		return err
 	}
 	defer in.Close()
-	out, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644))
+	out, link, discard, err := unnamed(filepath.Dir(to))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, out.Cleanup()) }()
+	defer func() { err = errors.Join(err, discard(), out.Close()) }()
 	if _, err := io.Copy(out, in); err != nil {
 		return err
 	}
-	return out.CloseAtomicallyReplace()
+	if err := out.Chmod(0o644); err != nil {
+		return err
+	}
+	if err := link(to); !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	// Only rename(2) replaces a file.
+	beside := filepath.Join(filepath.Dir(to), ".new-"+rand.Text())
+	return errors.Join(link(beside), os.Rename(beside, to))
 }

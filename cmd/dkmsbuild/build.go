@@ -54,6 +54,13 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 		}
 		err = errors.Join(err, b.tree.Close())
 	}()
+	if err := probe(ctx, s, b.tree); err != nil {
+		return err
+	}
+	if b.tree.InPlace() {
+		s.Msg.Warn("%s", inPlaceWarning)
+		b.most.jobs = 1
+	}
 	if b.cache, err = b.tree.Cache(s.Doc.Tree.Base); err != nil {
 		return err
 	}
@@ -77,6 +84,18 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	}
 	b.planJobs()
 	return b.runJobs(ctx)
+}
+
+const inPlaceWarning = "NO ISOLATION: packages are installed and built in this system's own root, as its root"
+
+// probe finds out how roots are put together in the tree here.
+func probe(ctx context.Context, s *cli.Session, tree *rootfs.Tree) error {
+	lack, err := tree.Probe(ctx)
+	if lack != "" && s.Doc.Tree.Copies == "" {
+		s.Msg.Info("roots are put together by copying, which takes more time and space: %s", lack)
+	}
+	s.Doc.Tree.Copies = lack
+	return err
 }
 
 // openTree opens the document's tree. A document that cannot be worked on is

@@ -115,7 +115,7 @@ func (b *builder) prepare(ctx context.Context, p *pkg) error {
 			return nil
 		}
 	}
-	modules, err := dkms.Added(b.tree.LayerPath(p.Layer))
+	modules, err := b.modulesIn(p.Layer)
 	if err != nil {
 		p.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
 		return nil
@@ -123,6 +123,22 @@ func (b *builder) prepare(ctx context.Context, p *pkg) error {
 	p.modules = modules
 	p.confs, err = b.readConfs(ctx, p)
 	return err
+}
+
+// modulesFile lists the modules of a package that was installed in place, where its
+// layer has those of others, too.
+const modulesFile = "modules.json"
+
+// modulesIn are the modules that a package's layer brings.
+func (b *builder) modulesIn(layer string) (modules []dkms.Module, err error) {
+	if !b.tree.InPlace() {
+		return dkms.Added(b.tree.LayerPath(layer))
+	}
+	dir, err := b.tree.Record(layer)
+	if err != nil {
+		return nil, err
+	}
+	return modules, readJSON(filepath.Join(dir, modulesFile), &modules)
 }
 
 // readConfs evaluates the dkms.conf files of a package for all kernels. What they say
@@ -175,7 +191,7 @@ func writeJSON(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(file, raw, 0o644)
+	return renameio.WriteFile(file, raw, 0o644, renameio.WithTempDir(filepath.Dir(file)))
 }
 
 // layersOf are the layers of a package and of those that it depends on, the topmost
@@ -262,6 +278,11 @@ func (b *builder) install(ctx context.Context, p *pkg) (err error) {
 			}
 			if len(added) == 0 && len(p.brought) == 0 {
 				return errors.New("it brings no DKMS module: none of its files is a /usr/src/*/dkms.conf")
+			}
+			if b.tree.InPlace() {
+				if err := writeJSON(filepath.Join(dir, modulesFile), added); err != nil {
+					return err
+				}
 			}
 			return errors.Join(writeJSON(list, p.brought), saveDoc(ctx, inside, p.Package, dir))
 		},
@@ -389,7 +410,7 @@ func (b *builder) unpack(ctx context.Context, p *pkg, inside apt.Inside) ([]stri
 	const given = "/run/dkms2bin/given"
 	if p.Kind == state.KindSource {
 		inside.Spec.Binds = []sandbox.Bind{{Source: p.Request, Target: given}}
-		if _, err := inside.Output(ctx, "cp", "-rL", "--no-preserve=ownership", given, copied); err != nil {
+		if _, err := inside.Output(ctx, "sh", "-c", `rm -rf "$2" && cp -rL --no-preserve=ownership "$1" "$2"`, "sh", given, copied); err != nil {
 			return nil, err
 		}
 		return []string{copied}, nil
@@ -402,6 +423,10 @@ func (b *builder) unpack(ctx context.Context, p *pkg, inside apt.Inside) ([]stri
 			inside.Spec.Binds = append(inside.Spec.Binds, sandbox.Bind{Source: q.Request, Target: name})
 		}
 		what = append(what, name)
+	}
+	before, err := sourcesBefore(inside)
+	if err != nil {
+		return nil, err
 	}
 	inside.Spec.Files = dkms.InstallStubs()
 	if err := inside.Install(ctx, what...); err != nil {
@@ -416,12 +441,21 @@ func (b *builder) unpack(ctx context.Context, p *pkg, inside apt.Inside) ([]stri
 	if err := inside.Clean(ctx); err != nil {
 		return nil, err
 	}
-	return ownSources(ctx, p, inside)
+	return ownSources(ctx, p, inside, before)
+}
+
+// sourcesBefore are the source directories of others that are in the layer already, as
+// they are only where all is done in place.
+func sourcesBefore(inside apt.Inside) ([]string, error) {
+	if !inside.Spec.Root.InPlace {
+		return nil, nil
+	}
+	return dkms.SourcesIn(inside.Spec.Root.Upper)
 }
 
 // ownSources are the package's source directories: those of its files, or else those
 // that its scripts unpacked. Those of other packages that are new in the layer are noted.
-func ownSources(ctx context.Context, p *pkg, inside apt.Inside) ([]string, error) {
+func ownSources(ctx context.Context, p *pkg, inside apt.Inside, before []string) ([]string, error) {
 	files, err := inside.Files(ctx, p.Name)
 	if err != nil {
 		return nil, err
@@ -431,7 +465,7 @@ func ownSources(ctx context.Context, p *pkg, inside apt.Inside) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	found = slices.DeleteFunc(found, func(dir string) bool { return slices.Contains(own, dir) })
+	found = slices.DeleteFunc(found, func(dir string) bool { return slices.Contains(own, dir) || slices.Contains(before, dir) })
 	if len(found) == 0 {
 		return own, nil
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"dkms2bin/internal/cli"
-	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
@@ -153,7 +152,7 @@ func (b *builder) isGood(p state.Package) bool {
 			return false
 		}
 	}
-	modules, err := dkms.Added(b.tree.LayerPath(p.Layer))
+	modules, err := b.modulesIn(p.Layer)
 	if err != nil {
 		return false
 	}

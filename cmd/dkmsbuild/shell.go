@@ -49,6 +49,9 @@ func shell(ctx context.Context, s *cli.Session, want string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, tree.Close()) }()
+		if err := probe(ctx, s, tree); err != nil {
+			return err
+		}
 		root, done, err := tree.Writable(r.Layer, append(layersOfBuild(s.Doc, r), k.Layer, s.Doc.Tree.Base)...)
 		if err != nil {
 			return err

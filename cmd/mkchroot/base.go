@@ -68,16 +68,18 @@ func (b *baseMaker) take(ctx context.Context) (made bool, err error) {
 				return err
 			}
 			defer func() { err = b.wasThereSpace(root.Upper, err) }()
-			installed, err := rootfs.MakeBase(ctx, b.tree.Mountpoint(), root.Upper, spec)
-			if err != nil {
-				return err
+			installed := false
+			if !root.InPlace {
+				if installed, err = rootfs.MakeBase(ctx, b.tree.Mountpoint(), root.Upper, spec); err != nil {
+					return err
+				}
 			}
 			err = rootfs.Configure(root.Upper, files, "/etc/apt/sources.list", "/etc/apt/sources.list.d", "/etc/apt/apt.conf.d/99mmdebstrap")
 			if err != nil {
 				return err
 			}
 			inside := b.inside
-			inside.Spec.Root = sandbox.Root{Upper: root.Upper}
+			inside.Spec.Root = root
 			if !installed || spec.Packages == nil {
 				if err := b.complete(ctx, inside, root.Upper); err != nil {
 					return err
@@ -190,10 +192,14 @@ func (b *baseMaker) configFiles(sources []apt.Source) ([]rootfs.ConfigFile, erro
 		rootfs.ConfigFile{Path: "/etc/apt/apt.conf.d/90dkms2bin", Content: b.aptConf(), Mode: 0o644},
 		rootfs.ConfigFile{Path: "/etc/dpkg/dpkg.cfg.d/dkms2bin", Content: []byte(dpkgConf), Mode: 0o644},
 		rootfs.ConfigFile{Path: "/usr/sbin/policy-rc.d", Content: []byte("#!/bin/sh\nexit 101\n"), Mode: 0o755},
-		// Regular files, so that the sandbox can put the host's over them.
-		rootfs.ConfigFile{Path: "/etc/resolv.conf", Mode: 0o644},
-		rootfs.ConfigFile{Path: "/etc/hosts", Content: []byte("127.0.0.1 localhost\n"), Mode: 0o644},
 	)
+	if !b.tree.InPlace() {
+		// Regular files, so that the sandbox can put the host's over them.
+		files = append(files,
+			rootfs.ConfigFile{Path: "/etc/resolv.conf", Mode: 0o644},
+			rootfs.ConfigFile{Path: "/etc/hosts", Content: []byte("127.0.0.1 localhost\n"), Mode: 0o644},
+		)
+	}
 	for path, content := range dkms.ConfigFiles() {
 		files = append(files, rootfs.ConfigFile{Path: path, Content: []byte(content), Mode: 0o644})
 	}
@@ -241,7 +247,7 @@ func (b *baseMaker) install(ctx context.Context, inside apt.Inside, dir string) 
 			return err
 		}
 	}
-	if b.given == "" {
+	if b.given == "" && !b.tree.InPlace() {
 		if err := inside.Upgrade(ctx); err != nil {
 			return err
 		}

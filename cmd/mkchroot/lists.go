@@ -129,7 +129,10 @@ func (m *listMaker) prioritise(ctx context.Context, inside apt.Inside) (changed 
 		return false, err
 	}
 	file := rootfs.ConfigFile{Path: preferencesFile, Content: preferences, Mode: 0o644}
-	return true, rootfs.Configure(inside.Spec.Root.Upper, []rootfs.ConfigFile{file})
+	for _, dir := range inside.Spec.Root.Written() {
+		err = errors.Join(err, rootfs.Configure(dir, []rootfs.ConfigFile{file}))
+	}
+	return true, err
 }
 
 // renew copies the lists as they are now, in all layers, into a layer that stands
@@ -138,6 +141,9 @@ func (m *listMaker) renew(ctx context.Context, layer string) error {
 	const target = "/run/dkms2bin/lists"
 	inside := m.inside
 	inside.Spec.Root = sandbox.Root{Layers: append([]string{m.root.Upper}, m.root.Layers...)}
+	if m.root.Copies != "" {
+		inside.Spec.Root.Copies = m.root.Copies + "-view"
+	}
 	inside.Spec.Binds = []sandbox.Bind{{Source: layer, Target: target, Write: true}}
 	script := `cd / && cp -a --parents .` + listsDir + ` ./var/cache/apt/*.bin ` + target + `
 		[ ! -e .` + preferencesFile + ` ] || cp -a --parents .` + preferencesFile + ` ` + target

@@ -47,6 +47,7 @@ type options struct {
 	cacheDir   string
 	cacheSize  string
 	noCache    bool
+	inPlace    bool
 	outDir     string
 	keep       int
 	dryRun     bool
@@ -114,6 +115,9 @@ func (o *options) check([]string) (err error) {
 		return err
 	}
 	if o.workDir, err = rootfs.WorkDir(o.workDir); err != nil {
+		return err
+	}
+	if err := o.checkInPlace(); err != nil {
 		return err
 	}
 	return o.checkCache()
@@ -191,6 +195,7 @@ func main() {
 			fs.StringVar(&o.base, "base", "", "`path` of a ready system to build in, a tar archive or a directory; what it lacks is installed")
 			fs.StringVar(&o.cacheDir, "cache-dir", "", "`directory` of what runs can use again: base systems, headers (default cache in the default --work-dir)")
 			fs.StringVar(&o.cacheSize, "cache-size", "", "`size` that the cache may have, such as 500M or 20G; what was not used for the longest time is removed (default what was given last, else 10G)")
+			fs.BoolVar(&o.inPlace, "in-place", false, "in a container that is thrown away afterwards, and allows no mounts: do all in its own root, WITHOUT ISOLATION")
 			fs.BoolVar(&o.noCache, "no-cache", false, "make everything afresh; neither use a cache nor fill it")
 			fs.BoolVar(&o.dryRun, "dry-run", false, "only find the kernels; nothing can be built in the tree")
 			fs.StringVar(&o.workDir, "work-dir", "", "`directory` for build trees (default /var/cache/dkms2bin, for ordinary users in their own cache directory)")

@@ -48,9 +48,28 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tree.Close()) }()
+	if run := os.Getenv(cli.RunVar); run != "" {
+		if err := tree.BelongTo(run); err != nil {
+			return err
+		}
+	}
 	s.Doc.Tree = &state.Tree{
 		Path: tree.Path, Suite: from.sources[0].Suite, Distribution: from.host.Distribution,
 		Architecture: from.host.Architecture, Created: time.Now().UTC().Truncate(time.Second),
+	}
+	if s.Doc.Tree.InPlace = o.inPlace; o.inPlace {
+		s.Msg.Warn("NO ISOLATION: the root of this system itself is the build tree, and its packages and settings are changed for good")
+		s.Msg.Warn("the scripts of all packages, and what they compile, run as root of this system, with its files, devices and network")
+		s.Msg.Hint("throw this container away afterwards: rmchroot removes only what lies in %s", tree.Path)
+		if err := tree.UseThisRoot(); err != nil {
+			return err
+		}
+	}
+	if s.Doc.Tree.Copies, err = tree.Probe(ctx); err != nil {
+		return err
+	}
+	if s.Doc.Tree.Copies != "" {
+		s.Msg.Info("roots are put together by copying, which takes more time and space: %s", s.Doc.Tree.Copies)
 	}
 	s.Doc.Tree.Log = filepath.Join(tree.Path, "records", "mkchroot.log")
 	log, err := os.Create(s.Doc.Tree.Log)

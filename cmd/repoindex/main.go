@@ -14,6 +14,8 @@ import (
 	"context"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/repo"
+	"dkms2bin/internal/rootfs"
+	"errors"
 	"flag"
 	"net/url"
 	"os"
@@ -81,9 +83,13 @@ func (o *options) check(operands []string) error {
 	return nil
 }
 
-func (o *options) run(ctx context.Context, s *cli.Session) error {
+func (o *options) run(ctx context.Context, s *cli.Session) (err error) {
 	if o.audit != "" {
 		return o.auditRoot(ctx, s)
+	}
+	if s.Doc.Tree != nil {
+		tree := rootfs.Hold(s.Doc.Tree.Path)
+		defer func() { err = errors.Join(err, tree.Close()) }()
 	}
 	var dir string
 	switch {
@@ -94,7 +100,7 @@ func (o *options) run(ctx context.Context, s *cli.Session) error {
 	default:
 		return cli.Usagef("the document names no output directory: debextract adds it")
 	}
-	dir, err := filepath.Abs(dir)
+	dir, err = filepath.Abs(dir)
 	if err != nil {
 		return err
 	}

@@ -12,8 +12,10 @@ import (
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/scratch"
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -26,8 +28,8 @@ const manual = `
 Removes the document's build tree, or the trees DIR. A tree in which a stage is at
 work is left alone, and so is whatever is not a build tree.
 
-With --stale it removes, below the work directory, the trees of stages that died;
-with --older-than as well, those that nobody used for that long. With --cache it
+With --stale it removes, below the work directory, the trees of stages that died, and
+the temporary files of these; with --older-than as well, those that nobody used for that long. With --cache it
 empties the cache, except for what a tree or a stage at work needs. With --keep it
 removes nothing, and says where the document's tree is and how to enter it.`
 
@@ -59,8 +61,11 @@ func (o *options) check(operands []string) error {
 	if o.workDir, err = rootfs.WorkDir(o.workDir); err != nil {
 		return err
 	}
-	if o.cache {
+	if o.cache || o.stale {
 		o.cacheDir, err = rootfs.CacheDir(o.cacheDir)
+	}
+	if !o.cache { // without a home there is none to tidy
+		return nil
 	}
 	return err
 }
@@ -68,14 +73,7 @@ func (o *options) check(operands []string) error {
 func remove(_ context.Context, s *cli.Session, o *options) error {
 	switch {
 	case o.stale:
-		trees, err := rootfs.Stale(o.workDir, o.olderThan)
-		if err != nil {
-			return err
-		}
-		if err := removeTrees(s, trees); err != nil || !o.cache {
-			return err
-		}
-		return emptyCache(s, o.cacheDir)
+		return removeStale(s, o)
 	case len(s.Operands) > 0:
 		var trees []*rootfs.Tree
 		for _, operand := range s.Operands {
@@ -103,7 +101,8 @@ func remove(_ context.Context, s *cli.Session, o *options) error {
 		return unusable(err)
 	}
 	if o.keep {
-		return keep(s)
+		keep(s)
+		return tree.Keep()
 	}
 	if err := removeTrees(s, []*rootfs.Tree{tree}); err != nil {
 		return err
@@ -114,7 +113,7 @@ func remove(_ context.Context, s *cli.Session, o *options) error {
 
 // keep says where everything is. The copy of the document is written when this
 // stage hands it on.
-func keep(s *cli.Session) error {
+func keep(s *cli.Session) {
 	document := s.Copy()
 	s.Msg.Info("the chroot environment is kept in %s", s.Doc.Tree.Path)
 	s.Msg.Info("its document is %s", document)
@@ -129,7 +128,6 @@ func keep(s *cli.Session) error {
 		}
 	}
 	s.Msg.Hint("remove it with: %s <%s >/dev/null", quote(strings.TrimSuffix(program, "dkmsbuild")+"rmchroot"), quote(document))
-	return nil
 }
 
 var plain = regexp.MustCompile(`^[A-Za-z0-9_./,:+~=-]+$`)
@@ -153,10 +151,41 @@ func unusable(err error) error {
 	return err
 }
 
+// removeStale removes what dead programs left: trees, temporary files, and what is half
+// made in the cache.
+func removeStale(s *cli.Session, o *options) error {
+	trees, err := rootfs.Stale(o.workDir, o.olderThan, os.Getenv(cli.RunVar))
+	if err != nil {
+		return err
+	}
+	errs := []error{removeTrees(s, trees), scratch.Sweep()}
+	if !o.cache && o.cacheDir != "" && rootfs.IsCache(o.cacheDir) {
+		cache, err := rootfs.OpenCache(o.cacheDir)
+		if err == nil {
+			err = cache.Sweep()
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil || !o.cache {
+		return err
+	}
+	return emptyCache(s, o.cacheDir)
+}
+
 func removeTrees(s *cli.Session, trees []*rootfs.Tree) error {
 	var errs []error
 	for _, t := range trees {
+		if run, alive, err := t.Run(); err != nil || alive && run != os.Getenv(cli.RunVar) {
+			if err == nil {
+				err = diag.WithHint(rootfs.ErrBusy, "wait for the run that works in it to end, or end it")
+			}
+			errs = append(errs, fmt.Errorf("cannot remove the tree %s: %w", t.Path, err))
+			continue
+		}
 		s.Msg.Announce("removing chroot environment %s", t.Path)
+		if t.InPlace() {
+			s.Msg.Info("what was installed and built in this system's own root stays: throw the container away")
+		}
 		errs = append(errs, t.Remove())
 	}
 	return errors.Join(errs...)
@@ -192,7 +221,7 @@ func main() {
 			fs.BoolVar(&o.keep, "keep", false, "only say where the document's tree is and how to enter it")
 			fs.DurationVar(&o.olderThan, "older-than", 0, "with --stale also trees that nobody used for this `time`")
 			fs.BoolVar(&o.cache, "cache", false, "empty the cache, except for what is in use")
-			fs.StringVar(&o.cacheDir, "cache-dir", "", "`directory` of the cache, for --cache (default as for mkchroot)")
+			fs.StringVar(&o.cacheDir, "cache-dir", "", "`directory` of the cache, for --cache and --stale (default as for mkchroot)")
 			fs.StringVar(&o.workDir, "work-dir", "", "`directory` of build trees (default as for mkchroot)")
 		},
 		Check:      o.check,

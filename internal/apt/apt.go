@@ -358,13 +358,8 @@ func (i Inside) Clean(context.Context) error {
 	if err != nil {
 		return err
 	}
-	root, err := os.OpenRoot(i.Spec.Root.Upper)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
 	for _, deb := range debs {
-		if err := root.Remove(deb); err != nil {
+		if err := i.Spec.Root.Remove(deb); err != nil {
 			return fmt.Errorf("cannot remove fetched packages: %w", err)
 		}
 	}

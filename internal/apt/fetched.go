@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/google/renameio/v2"
 )
@@ -74,7 +75,7 @@ func save(f io.ReadSeeker, to string) (err error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	out, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644))
+	out, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644), renameio.WithTempDir(filepath.Dir(to)))
 	if err != nil {
 		return err
 	}

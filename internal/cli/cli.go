@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"dkms2bin/internal/diag"
+	"dkms2bin/internal/scratch"
 	"dkms2bin/internal/state"
 	"errors"
 	"flag"
@@ -90,6 +91,9 @@ func Main(p Program) {
 
 // Run is Main with everything given, and returns the exit code.
 func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.Writer) int {
+	if run := os.Getenv(RunVar); run != "" {
+		go dieWith(run)
+	}
 	s := &Session{stage: p.Name, Msg: NewMessenger(p.Name, stderr), Doc: &state.Document{Version: state.Version}}
 	ctx, stop := withSignals(context.Background())
 	defer stop()
@@ -174,6 +178,18 @@ func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.W
 	return handOn(s, stdout)
 }
 
+// RunVar is the variable in which the front end names its folder, which it has locked
+// as long as it lives.
+const RunVar = "DKMS2BIN_RUN"
+
+// dieWith kills this process when the front end is dead: nobody would take its
+// document, and what it leaves is found to be stale.
+func dieWith(run string) {
+	if scratch.Wait(run) == nil {
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	}
+}
+
 // dispatch runs the stage, or passes on what an earlier stage's error left.
 func dispatch(ctx context.Context, p Program, s *Session) error {
 	if s.Doc.Error != nil && s.Doc.Error.Stage != p.Name {
@@ -229,7 +245,8 @@ func keepCopy(s *Session, raw []byte) string {
 	if _, err := os.Stat(filepath.Join(s.Doc.Tree.Path, "dkms2bin-tree")); err != nil {
 		return "" // no such tree
 	}
-	if err := renameio.WriteFile(path, raw, 0o644); err != nil {
+	// What a killed process leaves is removed with the tree then.
+	if err := renameio.WriteFile(path, raw, 0o644, renameio.WithTempDir(filepath.Dir(path))); err != nil {
 		if !errors.Is(err, os.ErrPermission) { // a user without rights to the tree only reads it
 			s.Msg.Warn("cannot keep a copy of the document: %v", err)
 		}

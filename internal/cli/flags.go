@@ -43,7 +43,7 @@ type options struct {
 // so each program passes over those of the others.
 var keys = []string{
 	"audit", "auth-conf", "base", "build-package", "cache", "cache-dir", "cache-size", "direct-repo-addr", "dkms", "dry-run",
-	"grace-period", "headers", "http-proxy", "https-proxy", "image-dependency", "index-description", "index-url",
+	"grace-period", "headers", "http-proxy", "https-proxy", "image-dependency", "in-place", "index-description", "index-url",
 	"initramfs", "jobs", "keep", "keep-kernels", "keep-versions", "kernel-flavor", "kver", "load-cert", "log-dir",
 	"no-cache", "older-than", "out-dir", "provide-dkms", "release", "repo", "set", "settings", "shell", "sign-cert",
 	"sign-command", "sign-key", "sign-passphrase-file", "sign-with", "stale", "timeout", "verify", "version-suffix",

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -86,12 +87,30 @@ func Build(ctx context.Context, b BuildSpec) (res Result, err error) {
 	defer func() { err = errors.Join(err, log.Close()) }()
 	limited, cancel := context.WithTimeoutCause(ctx, b.Timeout, ErrTimeout)
 	defer cancel()
+	if b.Spec.Root.InPlace {
+		if err := b.discard(); err != nil {
+			return res, err
+		}
+	}
 	r := runner{BuildSpec: b, ctx: limited, log: log}
 	r.Spec.Files = append(slices.Clip(r.Spec.Files), sandbox.File{Target: keepPath, Content: []byte(keepScript), Mode: 0o755})
 	if res, err = r.build(); err != nil {
 		return b.stopped(ctx, err)
 	}
 	return res, nil
+}
+
+// discard removes what an earlier build in the same root has left.
+func (b BuildSpec) discard() error {
+	root, err := os.OpenRoot(b.Spec.Root.Upper)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, name := range []string{b.Kernel, "build", "tarball"} {
+		err = errors.Join(err, root.RemoveAll(path.Join(state, b.Module.Name, b.Module.Version, name)))
+	}
+	return err
 }
 
 // A runner is one call of Build.
@@ -434,7 +453,7 @@ func saveTarball(layer *os.Root, m Module, to string) error {
 
 // copyTo writes a file that appears whole.
 func copyTo(to string, from io.Reader) (err error) {
-	pending, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644))
+	pending, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644), renameio.WithTempDir(filepath.Dir(to)))
 	if err != nil {
 		return err
 	}

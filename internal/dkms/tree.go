@@ -64,7 +64,15 @@ exec dkms add "$1"
 // dkms.conf, and returns the modules that the writable layer of spec then has.
 // Directories are paths inside. Output goes to log.
 func Add(ctx context.Context, spec sandbox.Spec, log io.Writer, dirs ...string) ([]Module, error) {
+	var own []Module
 	for _, dir := range dirs {
+		if spec.Root.InPlace {
+			m, err := forget(ctx, spec, log, dir)
+			if err != nil {
+				return nil, err
+			}
+			own = append(own, m)
+		}
 		var out bytes.Buffer
 		spec.Args = []string{"bash", "-c", addScript, "bash", dir}
 		spec.Stdout = io.MultiWriter(&out, log)
@@ -79,7 +87,38 @@ func Add(ctx context.Context, spec sandbox.Spec, log io.Writer, dirs ...string) 
 			return nil, err
 		}
 	}
+	if spec.Root.InPlace { // where others are, too
+		return own, nil
+	}
 	return Added(spec.Root.Upper)
+}
+
+// forget has dkms forget a module that it knows from an earlier run in the same root,
+// and removes what it built. It is that of a source directory.
+func forget(ctx context.Context, spec sandbox.Spec, log io.Writer, dir string) (Module, error) {
+	const script = `cd "$1"; . ./dkms.conf >/dev/null 2>&1; printf '%s\n' "$PACKAGE_NAME" "$PACKAGE_VERSION"`
+	var out bytes.Buffer
+	spec.Args = []string{"bash", "-c", script, "bash", dir}
+	spec.Stdout, spec.Stderr = &out, log
+	if err := sandbox.Run(ctx, spec); err != nil {
+		return Module{}, err
+	}
+	name, version, _ := strings.Cut(strings.TrimSuffix(out.String(), "\n"), "\n")
+	for _, s := range []string{name, version} {
+		if !saneName.MatchString(s) || s == "." || s == ".." {
+			return Module{}, fmt.Errorf("%q is not usable as the name or version of a module", s)
+		}
+	}
+	root, err := os.OpenRoot(spec.Root.Upper)
+	if err != nil {
+		return Module{}, err
+	}
+	defer root.Close()
+	err = root.RemoveAll(path.Join(state, name, version))
+	if source := "usr/src/" + name + "-" + version; "/"+source != dir {
+		err = errors.Join(err, root.RemoveAll(source))
+	}
+	return Module{name, version}, err
 }
 
 // state is dkms's own directory, relative to the root.

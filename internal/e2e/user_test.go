@@ -57,7 +57,13 @@ func TestOrdinaryUser(t *testing.T) {
 	mustRun(t, "cp", "-a", dir, own)
 	mustRun(t, "chown", "-R", fmt.Sprintf("%d:%d", cred.Uid, cred.Gid), own)
 
-	made := run("mkchroot", nil, "--kver", kver).mustExit(t, state.ExitDone)
+	args := []string{"--kver", kver}
+	if os.Getenv("DKMS2BIN_NIGHTLY") == "" { // by night, a base system of the user's own
+		base := filepath.Join(home, "base.tar")
+		mustRun(t, "tar", "-C", filepath.Join(shared.doc.Tree.Path, "layers", shared.doc.Tree.Base)+"/", "-cf", base, ".")
+		args = append(args, "--base", base)
+	}
+	made := run("mkchroot", nil, args...).mustExit(t, state.ExitDone)
 	assert.Equal(t, filepath.Dir(made.doc.Tree.Path), filepath.Join(home, ".cache/dkms2bin/trees"))
 	built := run("dkmsbuild", made.raw, "--dkms", "bbswitch-dkms", own).mustExit(t, state.ExitDone)
 	extracted := run("debextract", built.raw, "--out-dir", filepath.Join(home, "out")).mustExit(t, state.ExitDone)

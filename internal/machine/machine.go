@@ -3,19 +3,41 @@ package machine
 
 import (
 	"fmt"
+	"iter"
 	"math"
 	"os"
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 )
 
 // Cores is how many cores this process may keep busy: those of its CPU affinity, and
 // no more than the bandwidth of its control groups allows (cpu.max, or
-// cpu.cfs_quota_us). The runtime knows both.
-func Cores() int { return runtime.GOMAXPROCS(0) }
+// cpu.cfs_quota_us), rounded up.
+func Cores() int { return cores("/proc", "/sys/fs/cgroup", runtime.GOMAXPROCS(0)) }
+
+// The runtime knows of these limits, too, but never goes below two for a bandwidth.
+func cores(proc, cgroups string, most int) int {
+	for dir, version := range groupsOf(proc, cgroups, "cpu") {
+		var quota, period int64
+		if version == 2 {
+			text, _ := os.ReadFile(filepath.Join(dir, "cpu.max"))
+			if _, err := fmt.Sscan(string(text), &quota, &period); err != nil { // max: no limit
+				continue
+			}
+		} else {
+			quota, _ = readNumber(filepath.Join(dir, "cpu.cfs_quota_us")) // -1: no limit
+			period, _ = readNumber(filepath.Join(dir, "cpu.cfs_period_us"))
+		}
+		if quota > 0 && period > 0 {
+			most = min(most, int((quota+period-1)/period))
+		}
+	}
+	return max(1, most)
+}
 
 // Memory is how many bytes there are for this process and its children: what the
 // kernel thinks can be had without swapping (MemAvailable of proc(5)), and no more than
@@ -31,18 +53,16 @@ func memory(proc, cgroups string) int64 {
 			free = kib << 10
 		}
 	}
-	groups, _ := os.ReadFile(filepath.Join(proc, "self/cgroup"))
-	for line := range strings.Lines(string(groups)) {
-		// hierarchy:controllers:path, cgroups(7)
-		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(fields) != 3 {
-			continue
+	for dir, version := range groupsOf(proc, cgroups, "memory") {
+		limitFile, usageFile, prefix := "memory.max", "memory.current", ""
+		if version == 1 {
+			limitFile, usageFile, prefix = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
 		}
-		switch fields[1] {
-		case "": // version 2
-			free = min(free, groupMemory(cgroups, fields[2], "memory.max", "memory.current", ""))
-		case "memory":
-			free = min(free, groupMemory(filepath.Join(cgroups, "memory"), fields[2], "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
+		limit, limitErr := readNumber(filepath.Join(dir, limitFile)) // not a number: no limit
+		usage, usageErr := readNumber(filepath.Join(dir, usageFile))
+		if limitErr == nil && usageErr == nil {
+			// Cached files count as usage there, and make way.
+			free = min(free, max(0, limit-usage+cachedFiles(filepath.Join(dir, "memory.stat"), prefix)))
 		}
 	}
 	if free == math.MaxInt64 {
@@ -51,18 +71,32 @@ func memory(proc, cgroups string) int64 {
 	return free
 }
 
-// groupMemory is what the limits of a control group and of those above it leave.
-// Cached files count as usage there, and make way.
-func groupMemory(root, group, limitFile, usageFile, prefix string) int64 {
-	free := int64(math.MaxInt64)
-	for dir := path.Clean("/" + group); ; dir = path.Dir(dir) {
-		limit, limitErr := readNumber(filepath.Join(root, dir, limitFile)) // not a number: no limit
-		usage, usageErr := readNumber(filepath.Join(root, dir, usageFile))
-		if limitErr == nil && usageErr == nil {
-			free = min(free, max(0, limit-usage+cachedFiles(filepath.Join(root, dir, "memory.stat"), prefix)))
-		}
-		if dir == "/" {
-			return free
+// groupsOf are the directories of this process's control group for a controller and of
+// those above it, each with the version of control groups, cgroups(7).
+func groupsOf(proc, cgroups, controller string) iter.Seq2[string, int] {
+	return func(yield func(string, int) bool) {
+		groups, _ := os.ReadFile(filepath.Join(proc, "self/cgroup"))
+		for line := range strings.Lines(string(groups)) {
+			// hierarchy:controllers:path
+			fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+			if len(fields) != 3 {
+				continue
+			}
+			top, version := cgroups, 2
+			if fields[1] != "" {
+				if !slices.Contains(strings.Split(fields[1], ","), controller) {
+					continue
+				}
+				top, version = filepath.Join(cgroups, controller), 1
+			}
+			for group := path.Clean("/" + fields[2]); ; group = path.Dir(group) {
+				if !yield(filepath.Join(top, group), version) {
+					return
+				}
+				if group == "/" {
+					break
+				}
+			}
 		}
 	}
 }

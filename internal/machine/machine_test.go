@@ -54,13 +54,46 @@ func TestMemory(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			dir := t.TempDir()
-			for name, content := range tt.files {
-				path := filepath.Join(dir, name)
-				assert.NilError(t, os.MkdirAll(filepath.Dir(path), 0o755))
-				assert.NilError(t, os.WriteFile(path, []byte(content), 0o644))
-			}
+			dir := made(t, tt.files)
 			assert.Equal(t, memory(filepath.Join(dir, "proc"), filepath.Join(dir, "cg")), tt.want)
+		})
+	}
+}
+
+// made is a directory with these files.
+func made(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range files {
+		path := filepath.Join(dir, name)
+		assert.NilError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		assert.NilError(t, os.WriteFile(path, []byte(content), 0o644))
+	}
+	return dir
+}
+
+func TestCores(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		files map[string]string
+		want  int
+	}{
+		{"nothing is known", nil, 8},
+		{"no limit", map[string]string{"proc/self/cgroup": "0::/a\n", "cg/a/cpu.max": "max 100000\n"}, 8},
+		{"a limit", map[string]string{"proc/self/cgroup": "0::/a\n", "cg/a/cpu.max": "300000 100000\n"}, 3},
+		{"a part of a core", map[string]string{"proc/self/cgroup": "0::/a\n", "cg/a/cpu.max": "20000 100000\n"}, 1},
+		{"one and a half", map[string]string{"proc/self/cgroup": "0::/a\n", "cg/a/cpu.max": "150000 100000\n"}, 2},
+		{"a limit above", map[string]string{"proc/self/cgroup": "0::/a/b\n", "cg/a/cpu.max": "200000 100000\n", "cg/a/b/cpu.max": "max 100000\n"}, 2},
+		{"more than there are", map[string]string{"proc/self/cgroup": "0::/a\n", "cg/a/cpu.max": "6400000 100000\n"}, 8},
+		{"version 1", map[string]string{"proc/self/cgroup": "3:cpu,cpuacct:/a\n", "cg/cpu/a/cpu.cfs_quota_us": "400000\n", "cg/cpu/a/cpu.cfs_period_us": "100000\n"}, 4},
+		{"version 1 without a limit", map[string]string{"proc/self/cgroup": "3:cpu:/a\n", "cg/cpu/a/cpu.cfs_quota_us": "-1\n", "cg/cpu/a/cpu.cfs_period_us": "100000\n"}, 8},
+		{"version 1, another controller's", map[string]string{"proc/self/cgroup": "3:cpuset:/a\n", "cg/cpu/a/cpu.cfs_quota_us": "100000\n", "cg/cpu/a/cpu.cfs_period_us": "100000\n"}, 8},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			dir := made(t, tt.files)
+			assert.Equal(t, cores(filepath.Join(dir, "proc"), filepath.Join(dir, "cg"), 8), tt.want)
 		})
 	}
 }

@@ -515,8 +515,8 @@ func (c *Cache) begin(key string) (dir string, lock *os.File, err error) {
 	return dir, lock, err
 }
 
-// sweep removes what dead processes have left half made or half removed.
-func (c *Cache) sweep() error {
+// Sweep removes what dead processes have left half made or half removed.
+func (c *Cache) Sweep() error {
 	making := filepath.Join(c.Path, "making")
 	all, err := lockAll(making, unix.LOCK_EX)
 	if err != nil {
@@ -628,7 +628,7 @@ type stored struct {
 
 func (c *Cache) shrink(limit int64) (err error) {
 	defer wrap(&err, "cannot tidy the cache %s", c.Path)
-	if err := c.sweep(); err != nil {
+	if err := c.Sweep(); err != nil {
 		return err
 	}
 	// What stood on an entry that is removed goes with it, in another round.

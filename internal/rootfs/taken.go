@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -33,6 +34,10 @@ func (t *Tree) TakeLayer(ctx context.Context, c *Cache, item Item, spec LayerSpe
 		}
 		return made, t.MakeLayer(ctx, spec)
 	}
+	if t.copies && len(spec.On) > 0 {
+		// Its whiteouts may be others than those of overlayfs.
+		item.Key = append(slices.Clone(item.Key), "copies")
+	}
 	item.Make = func(dir string) error {
 		made = true
 		return t.fill(dir, spec)
@@ -47,8 +52,7 @@ func (t *Tree) TakeLayer(ctx context.Context, c *Cache, item Item, spec LayerSpe
 
 // fill makes a layer in dir, which is an entry's content, with its record.
 func (t *Tree) fill(dir string, spec LayerSpec) error {
-	root := t.Root(spec.On...)
-	root.Upper, root.Work = filepath.Join(dir, layerPart), filepath.Join(dir, "work")
+	root := t.writable(dir, filepath.Join(dir, layerPart), spec.On)
 	for _, d := range []string{root.Upper, root.Work} {
 		if err := errors.Join(os.Mkdir(d, 0o755), os.Chmod(d, 0o755)); err != nil {
 			return err
@@ -57,7 +61,7 @@ func (t *Tree) fill(dir string, spec LayerSpec) error {
 	if err := spec.Make(root); err != nil {
 		return err
 	}
-	if err := removeAll(dir, "work"); err != nil {
+	if err := errors.Join(removeAll(dir, "work"), removeAll(dir, "copies")); err != nil {
 		return err
 	}
 	return copyFiles(t.recordPath(spec.Name), filepath.Join(dir, recordPart))
@@ -101,6 +105,9 @@ func (t *Tree) LayerID(name string) string {
 
 // Cache is the cache that a layer came from, or nil.
 func (t *Tree) Cache(layer string) (*Cache, error) {
+	if t.inPlace {
+		return nil, nil
+	}
 	target, err := os.Readlink(t.LayerPath(layer))
 	if err != nil {
 		return nil, nil

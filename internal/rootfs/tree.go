@@ -10,7 +10,10 @@
 //	apt/             what apt fetches by, and never a package's script sees:
 //	                 logins, certificates, copies of given .debs
 //	records/         what later stages need, as plain files
+//	run              the folder of the front end that the tree belongs to, if it does
 //	documents/       copies of the stages' documents
+//	in-place         there when this system's own root is the tree: layers lead to it
+//	copies           there when overlayfs could not be used, and says why
 //	root/            empty; the sandbox puts its root together on it
 //
 // A layer is the upper directory that one run left inside an overlay. It
@@ -23,6 +26,7 @@ import (
 	"crypto/sha256"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/scratch"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -61,9 +65,12 @@ func WorkDir(asked string) (string, error) {
 
 // A Tree is a build tree.
 type Tree struct {
-	Path string // absolute
-	lock *os.File
-	busy string // path of this process's mark
+	Path   string // absolute
+	lock   *os.File
+	busy   string // path of this process's mark
+	copies bool   // overlayfs cannot be used
+
+	inPlace bool
 }
 
 // ErrBusy says that a tree is in use.
@@ -171,7 +178,8 @@ func Open(path string) (t *Tree, err error) {
 	if err := isTree(dir); err != nil {
 		return nil, err
 	}
-	return &Tree{Path: real}, nil
+	_, err = os.Stat(filepath.Join(real, inPlaceFile))
+	return &Tree{Path: real, inPlace: err == nil}, ignore(err, fs.ErrNotExist)
 }
 
 // Use locks the tree against removal and marks it busy. Several processes may
@@ -219,15 +227,87 @@ func (t *Tree) clearBusy() error {
 	return errors.Join(errs...)
 }
 
+// Hold is Open and Use for those who only read the tree, and do without where it is
+// gone or somebody else's: then it is nil.
+func Hold(path string) *Tree {
+	t, err := Open(path)
+	if err != nil || t.Use() != nil {
+		return nil
+	}
+	return t
+}
+
 // Close ends this process's use of the tree.
 func (t *Tree) Close() error {
-	if t.lock == nil {
+	if t == nil || t.lock == nil {
 		return nil
 	}
 	err := os.Remove(t.busy)
 	err = errors.Join(err, t.lock.Close())
 	t.lock = nil
 	return err
+}
+
+// UseThisRoot makes this system's own root what all is done in. Layers are links to it
+// then, which say that something was done. Nothing of it is ever removed.
+func (t *Tree) UseThisRoot() error {
+	t.inPlace = true
+	return os.WriteFile(filepath.Join(t.Path, inPlaceFile), nil, 0o644)
+}
+
+const inPlaceFile = "in-place"
+
+// InPlace says whether this system's own root is what all is done in.
+func (t *Tree) InPlace() bool { return t.inPlace }
+
+// BelongTo makes the tree part of a run of the front end, which has the lock of a
+// folder, see package scratch: when that is free, the tree is stale.
+func (t *Tree) BelongTo(run string) error {
+	return os.WriteFile(t.runFile(), []byte(run), 0o644)
+}
+
+// Keep ends what BelongTo began.
+func (t *Tree) Keep() error { return ignore(os.Remove(t.runFile()), fs.ErrNotExist) }
+
+func (t *Tree) runFile() string { return filepath.Join(t.Path, "run") }
+
+// Run is the folder of the run that the tree belongs to, or "", and whether that run
+// is alive.
+func (t *Tree) Run() (run string, alive bool, err error) {
+	text, err := os.ReadFile(t.runFile())
+	if err != nil || len(text) == 0 { // it died while it wrote: the tree is marked busy
+		return "", false, ignore(err, fs.ErrNotExist)
+	}
+	alive, err = scratch.Held(string(text))
+	return string(text), alive, err
+}
+
+// Probe tries what can be done in the tree here, see sandbox.Probe. Once overlayfs could
+// not be used in a tree, it is not any more. The tree must be in use.
+func (t *Tree) Probe(ctx context.Context) (lack string, err error) {
+	if t.inPlace {
+		return "", nil
+	}
+	file := filepath.Join(t.Path, "copies")
+	text, err := os.ReadFile(file)
+	if err == nil {
+		t.copies = true
+		return string(text), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	scratch := filepath.Join(t.Path, "scratch")
+	dir, err := os.MkdirTemp(scratch, "probe.")
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, removeAll(scratch, filepath.Base(dir))) }()
+	if lack, err = sandbox.Probe(ctx, t.Mountpoint(), dir); err != nil || lack == "" {
+		return "", err
+	}
+	t.copies = true
+	return lack, os.WriteFile(file, []byte(lack), 0o644)
 }
 
 // LayerPath is the directory of a layer. Names are made of letters, digits and
@@ -265,6 +345,12 @@ func (t *Tree) Root(layers ...string) sandbox.Root {
 	for _, l := range layers {
 		r.Layers = append(r.Layers, t.LayerPath(l))
 	}
+	if t.inPlace {
+		r.InPlace, r.Upper = true, "/"
+	}
+	if t.copies && len(layers) > 1 {
+		r.Copies = filepath.Join(t.Path, "scratch", LayerName("view", layers...))
+	}
 	return r
 }
 
@@ -291,7 +377,11 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 			wrap(&err, "cannot make the layer %s", spec.Name)
 		}
 	}()
-	lock, err := os.OpenFile(filepath.Join(t.Path, "scratch", spec.Name+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lockName := spec.Name
+	if t.inPlace { // where there is room for one at a time
+		lockName = inPlaceFile
+	}
+	lock, err := os.OpenFile(filepath.Join(t.Path, "scratch", lockName+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
@@ -302,14 +392,19 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 	if t.HasLayer(spec.Name) {
 		return nil
 	}
+	if t.inPlace {
+		if makeErr = spec.Make(t.Root(spec.On...)); makeErr != nil {
+			return makeErr
+		}
+		return os.Symlink("/", t.LayerPath(spec.Name))
+	}
 	scratch := filepath.Join(t.Path, "scratch")
 	dir, err := os.MkdirTemp(scratch, spec.Name+".")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, removeAll(scratch, filepath.Base(dir))) }()
-	root := t.Root(spec.On...)
-	root.Upper, root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	root := t.writable(dir, filepath.Join(dir, "upper"), spec.On)
 	for _, d := range []string{root.Upper, root.Work} {
 		if err := errors.Join(os.Mkdir(d, 0o755), os.Chmod(d, 0o755)); err != nil {
 			return err
@@ -321,16 +416,29 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 	return os.Rename(root.Upper, t.LayerPath(spec.Name))
 }
 
+// writable is a root on these layers in which upper is written to, with what that
+// takes beside it in dir.
+func (t *Tree) writable(dir, upper string, on []string) sandbox.Root {
+	root := t.Root(on...)
+	root.Upper, root.Work, root.Copies = upper, filepath.Join(dir, "work"), ""
+	if t.copies && len(on) > 0 {
+		root.Copies = filepath.Join(dir, "copies")
+	}
+	return root
+}
+
 // Scratch is a root that stands on layers of the tree, the topmost first, and takes
 // what is written for the time being. The returned function removes it.
 func (t *Tree) Scratch(on ...string) (root sandbox.Root, remove func() error, err error) {
+	if t.inPlace {
+		return t.Root(on...), func() error { return nil }, nil
+	}
 	scratch := filepath.Join(t.Path, "scratch")
 	dir, err := os.MkdirTemp(scratch, "scratch.")
 	if err != nil {
 		return root, nil, err
 	}
-	root = t.Root(on...)
-	root.Upper, root.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	root = t.writable(dir, filepath.Join(dir, "upper"), on)
 	remove = func() error { return removeAll(scratch, filepath.Base(dir)) }
 	for _, d := range []string{root.Upper, root.Work} {
 		if err := errors.Join(os.Mkdir(d, 0o755), os.Chmod(d, 0o755)); err != nil {
@@ -346,14 +454,20 @@ func (t *Tree) Writable(name string, on ...string) (sandbox.Root, func() error, 
 	if !t.HasLayer(name) {
 		return sandbox.Root{}, nil, fmt.Errorf("the tree %s has no layer %s", t.Path, name)
 	}
+	if t.inPlace {
+		return t.Root(on...), func() error { return nil }, nil
+	}
 	scratch := filepath.Join(t.Path, "scratch")
 	dir, err := os.MkdirTemp(scratch, "work.")
 	if err != nil {
 		return sandbox.Root{}, nil, err
 	}
-	root := t.Root(on...)
-	root.Upper, root.Work = t.LayerPath(name), dir
-	return root, func() error { return removeAll(scratch, filepath.Base(dir)) }, nil
+	root := t.writable(dir, t.LayerPath(name), on)
+	remove := func() error { return removeAll(scratch, filepath.Base(dir)) }
+	if err := os.Mkdir(root.Work, 0o755); err != nil {
+		return sandbox.Root{}, nil, errors.Join(err, remove())
+	}
+	return root, remove, nil
 }
 
 // flock takes the exclusive lock, waiting as long as ctx allows.
@@ -395,7 +509,8 @@ func mountsBelow(path string) ([]string, error) {
 // Stale lists the trees below workDir that a dead process left busy or half
 // removed, and with olderThan > 0 also idle ones whose last use is longer ago.
 // Trees in use are never listed.
-func Stale(workDir string, olderThan time.Duration) (trees []*Tree, err error) {
+// The run of the front end that this process belongs to, if any, counts as dead.
+func Stale(workDir string, olderThan time.Duration, ownRun string) (trees []*Tree, err error) {
 	defer wrap(&err, "cannot look for stale trees in %s", workDir)
 	parent := filepath.Join(workDir, treesDir)
 	if parent, err = filepath.EvalSymlinks(parent); errors.Is(err, fs.ErrNotExist) {
@@ -425,7 +540,7 @@ func Stale(workDir string, olderThan time.Duration) (trees []*Tree, err error) {
 			}
 			t = &Tree{Path: path}
 		}
-		stale, err := t.stale(half, olderThan)
+		stale, err := t.stale(half, olderThan, ownRun)
 		if err != nil {
 			return nil, err
 		}
@@ -436,7 +551,7 @@ func Stale(workDir string, olderThan time.Duration) (trees []*Tree, err error) {
 	return trees, nil
 }
 
-func (t *Tree) stale(half bool, olderThan time.Duration) (bool, error) {
+func (t *Tree) stale(half bool, olderThan time.Duration, ownRun string) (bool, error) {
 	lock, err := os.OpenFile(filepath.Join(t.Path, "lock"), os.O_RDONLY|boolFlag(half, os.O_CREATE), 0o644)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -453,6 +568,9 @@ func (t *Tree) stale(half bool, olderThan time.Duration) (bool, error) {
 	}
 	if half {
 		return true, nil
+	}
+	if run, alive, err := t.Run(); err != nil || run != "" && run != ownRun {
+		return !alive, err
 	}
 	marks, err := os.ReadDir(filepath.Join(t.Path, "busy"))
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/sandbox"
+	"dkms2bin/internal/scratch"
 	"errors"
 	"fmt"
 	"io"
@@ -274,7 +275,7 @@ func TestMarksOfTheDead(t *testing.T) {
 	tree := create(t, work)
 	useElsewhere(t, tree.Path).kill(t)
 	assert.Equal(t, len(names(t, filepath.Join(tree.Path, "busy"))), 1)
-	stale, err := Stale(work, 0)
+	stale, err := Stale(work, 0, "")
 	assert.NilError(t, err)
 	assert.Equal(t, len(stale), 1)
 
@@ -287,7 +288,7 @@ func TestMarksOfTheDead(t *testing.T) {
 	assert.Equal(t, len(names(t, filepath.Join(tree.Path, "busy"))), 2)
 	assert.NilError(t, again.Close())
 	assert.NilError(t, tree.Close())
-	stale, err = Stale(work, 0)
+	stale, err = Stale(work, 0, "")
 	assert.NilError(t, err)
 	assert.Equal(t, len(stale), 0)
 }
@@ -341,7 +342,7 @@ func TestStale(t *testing.T) {
 		{"all that are idle", time.Nanosecond, []string{halfPath, bare, idle.Path, old.Path, killed.Path}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			stale, err := Stale(work, tt.olderThan)
+			stale, err := Stale(work, tt.olderThan, "")
 			assert.NilError(t, err)
 			got, want := map[string]bool{}, map[string]bool{}
 			for _, p := range paths(stale) {
@@ -354,7 +355,7 @@ func TestStale(t *testing.T) {
 		})
 	}
 
-	stale, err := Stale(work, time.Nanosecond)
+	stale, err := Stale(work, time.Nanosecond, "")
 	assert.NilError(t, err)
 	for _, tree := range stale {
 		assert.NilError(t, tree.Remove())
@@ -374,12 +375,12 @@ func TestStaleWithoutTrees(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	for _, work := range []string{dir, filepath.Join(dir, "gone")} {
-		stale, err := Stale(work, 0)
+		stale, err := Stale(work, 0, "")
 		assert.NilError(t, err)
 		assert.Equal(t, len(stale), 0)
 	}
 	write(t, filepath.Join(dir, "trees"), "not a directory")
-	_, err := Stale(dir, 0)
+	_, err := Stale(dir, 0, "")
 	assert.ErrorContains(t, err, "cannot look for stale trees in "+dir)
 }
 
@@ -403,7 +404,7 @@ func TestStaleWhileCreating(t *testing.T) {
 		}
 	})
 	for !done.Load() {
-		stale, err := Stale(work, time.Nanosecond)
+		stale, err := Stale(work, time.Nanosecond, "")
 		assert.Check(t, err)
 		assert.Check(t, len(stale) == 0, "%v", paths(stale))
 	}
@@ -626,4 +627,35 @@ func TestLayerName(t *testing.T) {
 		assert.Assert(t, strings.HasPrefix(name, "build-") && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == "", name)
 	}
 	assert.Assert(t, LayerName("package", "a") != LayerName("headers", "a"))
+}
+
+// TestRun: a tree of a front end is stale when that is dead, and not before, whether
+// it is marked busy or not.
+func TestRun(t *testing.T) {
+	work, tmp := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	tree, err := Create(work)
+	assert.NilError(t, err)
+	folder, end, err := scratch.Make()
+	assert.NilError(t, err)
+	assert.NilError(t, tree.BelongTo(folder))
+	stale := func(own string, want int) {
+		t.Helper()
+		trees, err := Stale(work, 0, own)
+		assert.NilError(t, err)
+		assert.Equal(t, len(trees), want)
+	}
+	stale("", 0)
+	stale(folder, 0) // a stage has it
+	assert.NilError(t, tree.Close())
+	stale("", 0) // the next stage will
+	run, alive, err := tree.Run()
+	assert.NilError(t, err)
+	assert.Assert(t, alive)
+	assert.Equal(t, run, folder)
+	assert.NilError(t, end())
+	stale("", 1)
+	assert.NilError(t, tree.Keep())
+	stale("", 0)
+	assert.NilError(t, tree.Remove())
 }

@@ -148,7 +148,8 @@ func refusal(read func(string) ([]byte, error)) string {
 	}
 	if strings.Contains(value("/proc/self/status"), "Seccomp:\t2") {
 		return "the container or service that this runs in filters system calls: it must allow unshare and mount, " +
-			"as docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined does"
+			"as docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined does; " +
+			"in a container that is thrown away afterwards, mkchroot --in-place does without"
 	}
-	return "the kernel refuses it inside a chroot: run it outside of that"
+	return "the kernel refuses it inside a chroot: run it outside of that; in a container that is thrown away afterwards, mkchroot --in-place does without"
 }

@@ -125,6 +125,23 @@ func TestOrdinaryUser(t *testing.T) {
 	assert.Equal(t, owner("etc/own").Uid, cred.Uid)
 	assert.Assert(t, owner("etc/new").Uid > 65535 && owner("etc/new").Uid != owner("etc/new").Gid)
 
+	// And where roots are put together by copying.
+	b2 := newBox(t)
+	out, err = b2.as(t, cred, "copies", "sh", "-c", `
+		echo x >/etc/new; chown 33:42 /etc/new; mkdir -m 700 /var/closed; echo z >/var/closed/file; chown -R 42:42 /var/closed; rm /etc/hosts`)
+	assert.NilError(t, err, "%s", out)
+	for _, layers := range []string{"copies", "run"} { // the same root once more, and by overlayfs what was left
+		cmd := exec.CommandContext(t.Context(), filepath.Join(b2.dir, "self"), b2.dir, "sh", "-c", "stat -c %u:%g:%a /etc/new /var/closed /var/closed/file; cat /var/closed/file; ls /etc")
+		cmd.Dir, cmd.Env = "/", []string{roleVar + "=" + layers, "PATH=" + os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0"}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+		text, err := cmd.CombinedOutput()
+		assert.NilError(t, err, "%s", text)
+		assert.Equal(t, string(text), "33:42:644\n42:42:700\n42:42:644\nz\nnew\n", layers)
+	}
+	info, err := os.Lstat(filepath.Join(b2.upper(), "etc/hosts"))
+	assert.NilError(t, err)
+	assert.Assert(t, info.Mode()&fs.ModeCharDevice != 0)
+
 	out, err = b.as(t, cred, "host", "sh", "-c", "id -u; ls /home /run; mount -t tmpfs none /tmp && echo mounted; echo x >/etc/dkms2bin-test")
 	assert.ErrorContains(t, err, "exit status")
 	assert.Assert(t, strings.Contains(out, "mounted\n") && strings.Contains(out, "ead-only file system"), out)

@@ -39,7 +39,12 @@ func Init() {
 	// thread, so everything happens on this one.
 	runtime.LockOSThread()
 	rep := report{}
-	if err := enter(&rep); err != nil {
+	err := enter(&rep)
+	var l *lackError
+	switch {
+	case errors.As(err, &l):
+		rep.Lack = l.lack
+	case err != nil:
 		rep.Error = err.Error()
 	}
 	out, err := json.Marshal(rep)
@@ -67,6 +72,9 @@ func enter(rep *report) error {
 	if err := json.Unmarshal(raw, &conf); err != nil {
 		return fmt.Errorf("cannot read the configuration: %w", err)
 	}
+	if conf.Root.InPlace {
+		return runInPlace(conf, rep)
+	}
 	if err := becomeRoot(); err != nil {
 		return err
 	}
@@ -80,6 +88,9 @@ func enter(rep *report) error {
 		unix.Exit(1)
 	}()
 	unix.Umask(0o022)
+	if conf.Task != "" {
+		return doTask(conf)
+	}
 	if err := unix.Sethostname([]byte("dkms2bin")); err != nil {
 		return fmt.Errorf("cannot set the host name: %w", err)
 	}

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 )
 
@@ -286,20 +285,4 @@ func TestLayersOfAnyName(t *testing.T) {
 	info, err := os.Stat(filepath.Join(spec.Root.Upper, "etc/new"))
 	assert.NilError(t, err)
 	assert.Equal(t, info.Mode(), fs.FileMode(0o644))
-}
-
-// TestOverlayOnOverlay: as in a container whose root is an overlay, and nothing else
-// is mounted.
-func TestOverlayOnOverlay(t *testing.T) {
-	t.Parallel()
-	outer := newBox(t)
-	point := filepath.Join(outer.dir, "root")
-	options := "lowerdir=" + outer.base() + ",upperdir=" + outer.upper() + ",workdir=" + filepath.Join(outer.dir, "work")
-	assert.NilError(t, unix.Mount("overlay", point, "overlay", 0, options))
-	t.Cleanup(func() { assert.NilError(t, unix.Unmount(point, 0)) })
-	b := newBox(t)
-	spec := b.sh("true")
-	spec.Root.Upper, spec.Root.Work = filepath.Join(point, "var"), filepath.Join(point, "tmp")
-	_, err := output(t.Context(), spec)
-	assert.ErrorContains(t, err, "the work directory lies on an overlay itself")
 }

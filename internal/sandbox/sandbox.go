@@ -23,6 +23,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -42,11 +43,45 @@ type Root struct {
 	// beside it, on the same file system, that overlayfs asks for. Without
 	// them the root is read-only. Without Layers Upper alone is the root.
 	Upper, Work string
+	// Copies, where it is set, is a directory in which the root is put together by
+	// copying, where overlayfs cannot be used. It is made by the first run and serves
+	// further ones with the same root; with Upper it is on the same file system.
+	Copies string
 	// Host shows the host's own root, read-only, for the programs that make
 	// the first tree. The command keeps all capabilities within its user
 	// namespace, since such programs mount and chroot themselves. Of the
 	// host, /dev, /sys, /run and /tmp are hidden.
 	Host bool
+	// InPlace runs the command in this process's own root, without any isolation, for
+	// containers that are thrown away afterwards and allow no mounts. Of the rest only
+	// Upper counts, which is then /, for those who look for what was written.
+	InPlace bool
+}
+
+// Written are the directories in which lies what was written, after a run: who changes
+// it from outside has to change it in each.
+func (r Root) Written() []string {
+	dirs := []string{r.Upper}
+	if r.Copies != "" {
+		dirs = append(dirs, filepath.Join(r.Copies, copiedRoot))
+	}
+	return dirs
+}
+
+// Remove removes a file that was written, by its name relative to the root, without a
+// trace: no whiteout hides one of that name in the layers.
+func (r Root) Remove(name string) error {
+	for _, dir := range r.Written() {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return err
+		}
+		err = root.Remove(name)
+		if err = errors.Join(err, root.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // A Bind makes a file or directory of the host visible inside.
@@ -101,6 +136,8 @@ type Spec struct {
 	// is typed and shown goes back and forth. Stdin, Stdout and Stderr are then
 	// not used.
 	Terminal *os.File
+
+	task string // done by the first process instead of a command
 }
 
 // An ExitError is a command that ran and did not succeed.
@@ -138,11 +175,13 @@ type config struct {
 	Files      []File
 	Terminal   bool
 	RealRoot   bool
+	Task       string
 }
 
 // report is what the first process tells the parent.
 type report struct {
 	Error  string `json:",omitempty"` // the sandbox could not be set up
+	Lack   string `json:",omitempty"` // what the probe found missing
 	Code   int
 	Signal syscall.Signal
 }
@@ -165,15 +204,25 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	if len(spec.Args) == 0 {
 		return errors.New("cannot run in the sandbox: no command")
 	}
+	if spec.Root.Copies != "" {
+		return runOnCopies(ctx, spec)
+	}
+	return run(ctx, spec)
+}
+
+func run(ctx context.Context, spec Spec) (err error) {
 	defer func() {
 		var exit *ExitError
-		if err != nil && !errors.As(err, &exit) {
+		if err != nil && spec.task != "" {
+			err = fmt.Errorf("cannot put the root of a sandbox together: %w", err)
+		} else if err != nil && !errors.As(err, &exit) {
 			err = fmt.Errorf("cannot run %s in the sandbox: %w", spec.Args[0], err)
 		}
 	}()
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
+	isolated := !spec.Root.InPlace
 	if spec.RealRoot && os.Geteuid() != 0 {
 		return errors.New("it must be the host's root, which a user's subordinate IDs cannot stand for")
 	}
@@ -181,7 +230,7 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	conf, err := json.Marshal(config{
 		Root: spec.Root, Mountpoint: spec.Mountpoint, Args: spec.Args, Env: spec.Env,
 		Dir: spec.Dir, Network: spec.Network, Binds: spec.Binds, Files: spec.Files,
-		Terminal: spec.Terminal != nil, RealRoot: spec.RealRoot,
+		Terminal: spec.Terminal != nil, RealRoot: spec.RealRoot, Task: spec.task,
 	})
 	if err != nil {
 		return err
@@ -220,7 +269,9 @@ func Run(ctx context.Context, spec Spec) (err error) {
 		cmd.SysProcAttr.Cloneflags &^= unix.CLONE_NEWUSER
 		cmd.SysProcAttr.AmbientCaps = nil
 	}
-	if !spec.Network {
+	if !isolated {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	} else if !spec.Network {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
 	}
 	var terminal *relay
@@ -257,10 +308,16 @@ func Run(ctx context.Context, spec Spec) (err error) {
 			return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 		}
 	}
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	stop := context.AfterFunc(ctx, func() {
+		if isolated {
+			_ = cmd.Process.Kill()
+		} else {
+			lifeW.Close() // it has to end what it started
+		}
+	})
 	defer stop()
 	var mapErr, confErr error
-	if !spec.RealRoot {
+	if !spec.RealRoot && isolated {
 		mapErr = writeIDMaps(cmd.Process.Pid)
 	}
 	if mapErr == nil {
@@ -287,6 +344,9 @@ func Run(ctx context.Context, spec Spec) (err error) {
 		return confErr
 	default:
 		return fmt.Errorf("%w (%w)", ErrDied, errors.Join(waitErr, readErr))
+	}
+	if rep.Lack != "" {
+		return &lackError{rep.Lack}
 	}
 	if rep.Error != "" {
 		return errors.New(rep.Error)

@@ -34,12 +34,25 @@ func TestMain(m *testing.M) {
 // play is what a child process of a test does: it runs a command in the box
 // whose directory is its first argument.
 func play(role string, args []string) int {
+	switch role {
+	case "refuse mount", "refuse namespaces":
+		fmt.Fprintln(os.Stderr, refuse(role))
+		return 92
+	case "probe":
+		lack, err := Probe(context.Background(), filepath.Join(args[0], "root"), filepath.Join(args[0], "work"))
+		fmt.Printf("lack: %s\nerror: %v\n", lack, err)
+		return 0
+	}
 	b := boxAt(args[0])
 	spec := b.spec(args[1:]...)
 	switch role {
 	case "run":
 	case "host", "real root":
 		spec.Root, spec.Env, spec.RealRoot = Root{Host: true}, DefaultEnv(), role == "real root"
+	case "copies":
+		spec.Root.Copies = filepath.Join(b.dir, "copies")
+	case "in place":
+		spec.Root, spec.Env = Root{InPlace: true, Upper: "/"}, DefaultEnv()
 	case "terminal":
 		tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 		if err != nil {

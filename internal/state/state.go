@@ -55,6 +55,8 @@ type Tree struct {
 	DKMS         string       `json:"dkms,omitempty"`     // version of its dkms package
 	Compiler     string       `json:"compiler,omitempty"` // version of its gcc package
 	Log          string       `json:"log,omitempty"`      // of making it
+	Copies       string       `json:"copies,omitempty"`   // why overlayfs could not be used, and roots are put together by copying
+	InPlace      bool         `json:"in_place,omitempty"` // all is done in the root of the system that mkchroot ran in, without isolation
 	Created      time.Time    `json:"created"`
 	Removed      bool         `json:"removed,omitempty"`
 }
