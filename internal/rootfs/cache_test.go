@@ -402,6 +402,60 @@ func TestTakeLayer(t *testing.T) {
 	assert.Equal(t, len(entries(t, c)), 0)
 }
 
+// TestTakeLayerKeep: what is not to be kept stays in the tree alone, and is made again.
+func TestTakeLayerKeep(t *testing.T) {
+	t.Parallel()
+	elsewhere, err := os.MkdirTemp("/dev/shm", "rootfs-")
+	assert.NilError(t, err)
+	t.Cleanup(func() { assert.NilError(t, removeAll("/dev/shm", filepath.Base(elsewhere))) })
+	for name, work := range map[string]string{"beside the cache": t.TempDir(), "on another file system": elsewhere} {
+		t.Run(name, func(t *testing.T) {
+			c := openCache(t)
+			times := 0
+			old := time.Now().Add(-time.Hour).Truncate(time.Second)
+			take := func(keep bool) *Tree {
+				tree := create(t, work)
+				_, err := tree.TakeLayer(t.Context(), c, Item{Kind: "build", About: "the build"}, LayerSpec{
+					Name: "build",
+					Make: func(root sandbox.Root) error {
+						times++
+						dir, err := tree.Record("build")
+						assert.NilError(t, err)
+						write(t, filepath.Join(dir, "archive"), "record")
+						assert.NilError(t, os.Chtimes(filepath.Join(dir, "archive"), old, old))
+						write(t, filepath.Join(root.Upper, "file"), "layer")
+						return nil
+					},
+					Keep: func() bool { return keep },
+				})
+				assert.NilError(t, err)
+				for path, content := range map[string]string{"layers/build/file": "layer", "records/build/archive": "record"} {
+					text, err := os.ReadFile(filepath.Join(tree.Path, path))
+					assert.NilError(t, err)
+					assert.Equal(t, string(text), content)
+				}
+				info, err := os.Stat(filepath.Join(tree.Path, "records/build/archive"))
+				assert.NilError(t, err)
+				assert.Assert(t, info.ModTime().Equal(old))
+				return tree
+			}
+			trees := []*Tree{take(false), take(false)}
+			assert.Equal(t, times, 2)
+			assert.Equal(t, trees[1].LayerID("build"), "")
+			assert.Equal(t, len(entries(t, c)), 0)
+			trees = append(trees, take(true), take(false))
+			assert.Equal(t, times, 3)
+			assert.Equal(t, trees[2].LayerID("build"), trees[3].LayerID("build"))
+			assert.Assert(t, trees[3].LayerID("build") != "")
+			for _, tree := range trees {
+				assert.NilError(t, errors.Join(tree.Close(), tree.Remove()))
+			}
+			assert.NilError(t, errors.Join(c.SetLimit(0), c.Trim()))
+			assert.Equal(t, len(entries(t, c)), 0)
+		})
+	}
+}
+
 // TestKilledMakers: processes that are killed while they make entries leave nothing
 // that counts, and what they leave is removed.
 func TestKilledMakers(t *testing.T) {
