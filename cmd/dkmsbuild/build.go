@@ -16,6 +16,7 @@ type builder struct {
 	opts     *options
 	tree     *rootfs.Tree
 	cache    *rootfs.Cache // that the tree is made of, or nil
+	program  string        // digest of this program, with a cache
 	lists    []string      // layers with package lists below a package's, the topmost first
 	fresh    string        // the layer with newer package lists, of this run alone
 	tools    tools         // for what is built in this run
@@ -59,6 +60,9 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	}
 	if b.cache != nil {
 		b.cache.Notice = s.Msg.Info
+		if b.program, err = state.FileDigest("/proc/self/exe"); err != nil {
+			return err
+		}
 	}
 	if err := b.chooseKernels(); err != nil {
 		return err

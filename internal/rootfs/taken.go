@@ -137,6 +137,10 @@ func (t *Tree) LayerID(name string) string {
 	return filepath.Base(filepath.Dir(filepath.Dir(target)))
 }
 
+// LayerKey names everything that a layer from a cache was to be made of: one that is
+// made anew of the same has the same key, and another LayerID.
+func (t *Tree) LayerKey(name string) string { return keyOf(t.LayerID(name)) }
+
 // Cache is the cache that a layer came from, or nil.
 func (t *Tree) Cache(layer string) (*Cache, error) {
 	target, err := os.Readlink(t.LayerPath(layer))
