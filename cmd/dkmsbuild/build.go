@@ -55,14 +55,8 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 		}
 		err = errors.Join(err, b.tree.Close())
 	}()
-	if b.cache, err = b.tree.Cache(s.Doc.Tree.Base); err != nil {
+	if err := b.openCache(); err != nil {
 		return err
-	}
-	if b.cache != nil {
-		b.cache.Notice = s.Msg.Info
-		if b.program, err = state.FileDigest("/proc/self/exe"); err != nil {
-			return err
-		}
 	}
 	if err := b.chooseKernels(); err != nil {
 		return err
@@ -81,6 +75,19 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	}
 	b.planJobs()
 	return b.runJobs(ctx)
+}
+
+// openCache opens the cache that the tree is made of.
+func (b *builder) openCache() (err error) {
+	if b.opts.noCache {
+		return nil
+	}
+	if b.cache, err = b.tree.Cache(b.Doc.Tree.Base); b.cache == nil || err != nil {
+		return err
+	}
+	b.cache.Notice = b.Msg.Info
+	b.program, err = state.FileDigest("/proc/self/exe")
+	return err
 }
 
 // openTree opens the document's tree. A document that cannot be worked on is

@@ -270,7 +270,7 @@ func TestSameTwice(t *testing.T) {
 	}
 	var made [2][]string
 	for i, tree := range trees {
-		args := append([]string{"--kver", kver, "--dkms"}, names...)
+		args := append([]string{"--no-cache", "--kver", kver, "--dkms"}, names...)
 		c := command{name: "dkmsbuild", stdin: tree, args: args}
 		if i == 1 {
 			c.name, c.args = "/usr/bin/taskset", append([]string{"-c", "0", filepath.Join(bin, "dkmsbuild")}, args...)
