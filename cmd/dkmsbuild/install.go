@@ -349,10 +349,11 @@ func (b *builder) needed(ctx context.Context, p *pkg, name string) (*pkg, error)
 			return &pkg{Package: q, kept: true}, nil
 		}
 	}
-	q, err := resolveOne(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), request)
+	found, err := resolve(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), request)
 	if err != nil {
 		return nil, fmt.Errorf("%s depends on %s: %w", p.Name, name, err)
 	}
+	q := found[0]
 	q.Needed, q.Tools, q.ToolsLayer = true, p.Tools, p.ToolsLayer
 	return q, nil
 }

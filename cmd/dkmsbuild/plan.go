@@ -93,7 +93,7 @@ func (b *builder) choosePackages(ctx context.Context) error {
 			return err
 		}
 	}
-	resolved, err := resolve(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), open)
+	resolved, err := resolve(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), open...)
 	if err != nil {
 		return err
 	}
