@@ -45,7 +45,8 @@ func (r *result) save(dir, archive string) (err error) {
 }
 
 func readResult(dir string) (r result, err error) {
-	return r, readJSON(filepath.Join(dir, resultFile), &r)
+	err = readJSON(filepath.Join(dir, resultFile), &r)
+	return r, err
 }
 
 // buildItem is a build in the cache. It can be used without what it was built on, and

@@ -269,6 +269,37 @@ func (c *Cache) Find(ctx context.Context, it Item) (*Entry, error) {
 	return c.find(it)
 }
 
+// Remember takes an answer from the cache, or asks and keeps it there. Without a cache
+// it asks. Of the item Make is not used, and errors of ask are returned as they are.
+func Remember[T any](ctx context.Context, cache *Cache, item Item, ask func() (T, error)) (answer T, err error) {
+	const file = "answer.json"
+	if cache == nil {
+		return ask()
+	}
+	item.Make = func(dir string) error {
+		answer, err := ask()
+		if err != nil {
+			return err
+		}
+		text, err := json.Marshal(answer)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, file), text, 0o644)
+	}
+	e, err := cache.Get(ctx, item)
+	if err != nil {
+		return answer, err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	text, err := os.ReadFile(filepath.Join(e.Content(), file))
+	if err != nil {
+		return answer, err
+	}
+	err = json.Unmarshal(text, &answer)
+	return answer, err
+}
+
 // patience is how long another run is waited for without a word.
 const patience = 2 * time.Second
 

@@ -113,6 +113,31 @@ func TestCacheGet(t *testing.T) {
 	assert.Equal(t, info.Mode().Perm(), os.FileMode(0o700))
 }
 
+func TestRemember(t *testing.T) {
+	t.Parallel()
+	c := openCache(t)
+	asked := 0
+	ask := func(c *Cache, err error) ([]string, error) {
+		return Remember(t.Context(), c, Item{Kind: "answer", About: "something"}, func() ([]string, error) {
+			asked++
+			return []string{"a", "b"}, err
+		})
+	}
+	broken := errors.New("broken")
+	_, err := ask(c, broken)
+	assert.ErrorIs(t, err, broken)
+	for range 2 {
+		answer, err := ask(c, nil)
+		assert.NilError(t, err)
+		assert.DeepEqual(t, answer, []string{"a", "b"})
+	}
+	assert.Equal(t, asked, 2)
+	answer, err := ask(nil, nil)
+	assert.NilError(t, err)
+	assert.DeepEqual(t, answer, []string{"a", "b"})
+	assert.Equal(t, asked, 3)
+}
+
 func TestCacheMakeFails(t *testing.T) {
 	t.Parallel()
 	c := openCache(t)
