@@ -17,6 +17,7 @@ type builder struct {
 	tree     *rootfs.Tree
 	cache    *rootfs.Cache // that the tree is made of, or nil
 	program  string        // digest of this program, with a cache
+	contents contents      // of the tree's layers
 	lists    []string      // layers with package lists below a package's, the topmost first
 	fresh    string        // the layer with newer package lists, of this run alone
 	tools    tools         // for what is built in this run

@@ -55,9 +55,8 @@ func (b *builder) planJobs() {
 			b.jobs[n.job].needed = true
 		}
 	}
-	d := digester{builder: b, layers: map[string]string{}}
 	for i, j := range b.jobs {
-		j.source = d.of(i)
+		b.digest(i)
 		if old := b.find(j.pkg.Name, j.module, j.kernel); old != nil && b.keeps(j, *old) {
 			j.old, j.done, j.record = true, true, *old
 		}
