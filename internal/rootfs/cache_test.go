@@ -373,6 +373,14 @@ func TestCacheOrphans(t *testing.T) {
 }
 
 // TestTakeLayer: a layer and its record are made once, for all trees.
+// layer is where a layer of a tree really lies.
+func layer(t *testing.T, tree *Tree, name string) string {
+	t.Helper()
+	path, err := os.Readlink(tree.LayerPath(name))
+	assert.NilError(t, err)
+	return path
+}
+
 func TestTakeLayer(t *testing.T) {
 	t.Parallel()
 	c := openCache(t)
@@ -416,9 +424,12 @@ func TestTakeLayer(t *testing.T) {
 	assert.Equal(t, of.Path, c.Path)
 
 	// The removal of a tree leaves what it links to.
+	refs := func() int { return len(names(t, filepath.Join(filepath.Dir(filepath.Dir(layer(t, second, "base"))), "trees"))) }
+	assert.Equal(t, refs(), 2)
 	assert.NilError(t, errors.Join(first.Close(), first.Remove()))
 	assert.NilError(t, c.SetLimit(0))
 	assert.NilError(t, c.Trim())
+	assert.Equal(t, refs(), 1)
 	text, err := os.ReadFile(filepath.Join(second.LayerPath("base"), "file"))
 	assert.NilError(t, err)
 	assert.Equal(t, string(text), "content")
