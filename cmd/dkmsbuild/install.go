@@ -25,7 +25,11 @@ func (b *builder) spec(root sandbox.Root) sandbox.Spec {
 }
 
 func (b *builder) inside(root sandbox.Root, log io.Writer) apt.Inside {
-	return apt.Inside{Spec: b.spec(root), Fetch: apt.Binds(b.tree.Apt(), b.Doc.Tree.Directories()), Log: log}
+	inside := apt.Inside{Spec: b.spec(root), Fetch: apt.Binds(b.tree.Apt(), b.Doc.Tree.Directories()), Log: log}
+	if b.cache != nil {
+		inside.Keeper = b.cache
+	}
+	return inside
 }
 
 func orRequest(p state.Package) string {

@@ -127,6 +127,10 @@ func TestCache(t *testing.T) {
 	assert.NilError(t, os.Truncate(filepath.Join(layerOf(t, third.doc, third.doc.Kernels[0].Layer), "usr/src", third.doc.Kernels[0].Headers, "Module.symvers"), 1000))
 	mended := make().mustExit(t, 0).mustSay(t, "the headers of "+third.doc.Kernels[0].Release+" in the cache is damaged")
 	assert.Assert(t, layerOf(t, mended.doc, mended.doc.Kernels[0].Layer) != layerOf(t, third.doc, third.doc.Kernels[0].Layer))
+	// Their packages are not fetched again.
+	log, err := os.ReadFile(mended.doc.Tree.Log)
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(string(log), "Need to get 0 B/"), string(log))
 	assert.Equal(t, version(mended), "2")
 
 	// What trees have stays, and they work on.

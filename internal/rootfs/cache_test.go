@@ -138,6 +138,40 @@ func TestRemember(t *testing.T) {
 	assert.Equal(t, asked, 3)
 }
 
+// TestDebs: fetched packages come back, and a request that brings others has these from
+// then on.
+func TestDebs(t *testing.T) {
+	t.Parallel()
+	c := openCache(t)
+	fetched := func(names ...string) string {
+		dir := t.TempDir()
+		assert.NilError(t, os.Mkdir(filepath.Join(dir, "partial"), 0o700))
+		write(t, filepath.Join(dir, "lock"), "")
+		for _, name := range names {
+			write(t, filepath.Join(dir, name), "content of "+name)
+		}
+		return dir
+	}
+	given := func(request ...string) []string {
+		dir := t.TempDir()
+		assert.NilError(t, c.Give(t.Context(), request, dir))
+		for _, name := range names(t, dir) {
+			text, err := os.ReadFile(filepath.Join(dir, name))
+			assert.NilError(t, err)
+			assert.Equal(t, string(text), "content of "+name)
+		}
+		return names(t, dir)
+	}
+	assert.DeepEqual(t, given("install", "a=1"), []string{})
+	assert.NilError(t, c.Take(t.Context(), []string{"install", "a=1"}, fetched("a_1_all.deb", "b_1_all.deb")))
+	assert.DeepEqual(t, given("install", "a=1"), []string{"a_1_all.deb", "b_1_all.deb"})
+	assert.DeepEqual(t, given("install", "a=2"), []string{})
+	assert.NilError(t, c.Take(t.Context(), []string{"install", "a=1"}, fetched("a_1_all.deb", "b_2_all.deb")))
+	assert.DeepEqual(t, given("install", "a=1"), []string{"a_1_all.deb", "b_2_all.deb"})
+	assert.NilError(t, c.Trim())
+	assert.Equal(t, len(entries(t, c)), 1)
+}
+
 func TestCacheMakeFails(t *testing.T) {
 	t.Parallel()
 	c := openCache(t)
@@ -424,7 +458,9 @@ func TestTakeLayer(t *testing.T) {
 	assert.Equal(t, of.Path, c.Path)
 
 	// The removal of a tree leaves what it links to.
-	refs := func() int { return len(names(t, filepath.Join(filepath.Dir(filepath.Dir(layer(t, second, "base"))), "trees"))) }
+	refs := func() int {
+		return len(names(t, filepath.Join(filepath.Dir(filepath.Dir(layer(t, second, "base"))), "trees")))
+	}
 	assert.Equal(t, refs(), 2)
 	assert.NilError(t, errors.Join(first.Close(), first.Remove()))
 	assert.NilError(t, c.SetLimit(0))
