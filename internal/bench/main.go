@@ -87,8 +87,8 @@ func measure(name string, argv []string) error {
 	return err
 }
 
-// peak runs a program in place of itself, and looks every other millisecond how large
-// it has become: what the kernel tells in the end is about its children as well.
+// peak runs a program in place of itself, and looks now and then how large it has
+// become: what the kernel tells in the end is about its children as well.
 func peak(to string, argv []string) error {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -99,13 +99,13 @@ func peak(to string, argv []string) error {
 	}
 	ended := make(chan error)
 	go func() { ended <- cmd.Wait() }()
-	most := 0
+	most, pause := 0, time.Millisecond
 	for {
 		select {
 		case s := <-signals:
 			_ = cmd.Process.Signal(s)
-		case <-time.After(2 * time.Millisecond):
-			most = max(most, highWater(cmd.Process.Pid))
+		case <-time.After(pause): // seldom, where it takes long: this costs time, too
+			most, pause = max(most, highWater(cmd.Process.Pid)), min(2*pause, 100*time.Millisecond)
 		case err := <-ended:
 			var exit *exec.ExitError
 			if err != nil && !errors.As(err, &exit) {
