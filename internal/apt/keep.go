@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"path"
@@ -44,7 +45,7 @@ func (i Inside) give(ctx context.Context, request []string) error {
 		return err
 	}
 	defer root.Close()
-	if err := root.MkdirAll(archives, 0o755); err != nil {
+	if err := makeArchives(root); err != nil {
 		return err
 	}
 	if err := keeper.Give(ctx, request, filepath.Join(i.Spec.Root.Upper, archives)); err != nil {
@@ -69,6 +70,23 @@ func (i Inside) give(ctx context.Context, request []string) error {
 			err = root.Remove(file)
 		}
 		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeArchives makes the directory with those above it, for all to enter whatever the
+// umask is: in a layer they stand for those of the layers below.
+func makeArchives(root *os.Root) error {
+	dir := ""
+	for name := range strings.SplitSeq(archives, "/") {
+		dir = path.Join(dir, name)
+		err := root.Mkdir(dir, 0o755)
+		if err == nil {
+			err = root.Chmod(dir, 0o755)
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 )
 
@@ -55,6 +56,21 @@ func TestIsAmong(t *testing.T) {
 		got, err := isAmong(root, name, map[string][]Candidate{"a": row.known})
 		assert.NilError(t, err)
 		assert.Equal(t, got, row.want, row.name)
+	}
+}
+
+func TestMakeArchives(t *testing.T) { // not in parallel: the umask is that of the process
+	defer unix.Umask(unix.Umask(0o077))
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	assert.NilError(t, err)
+	defer root.Close()
+	assert.NilError(t, makeArchives(root))
+	assert.NilError(t, makeArchives(root))
+	for sub := archives; sub != "."; sub = filepath.Dir(sub) {
+		info, err := os.Stat(filepath.Join(dir, sub))
+		assert.NilError(t, err)
+		assert.Equal(t, info.Mode().Perm(), os.FileMode(0o755), sub)
 	}
 }
 
