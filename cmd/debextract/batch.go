@@ -25,6 +25,7 @@ type batch struct {
 	symvers    kernel.Symvers
 	own        map[string]string // the kernel's own modules: their place in its tree, by name
 	candidates []*candidate
+	memory     memory
 }
 
 // A candidate is a build of a batch, with its modules unpacked.

@@ -8,6 +8,7 @@ import (
 	"dkms2bin/internal/dkms"
 	"dkms2bin/internal/kernel"
 	"dkms2bin/internal/modpkg"
+	"dkms2bin/internal/modsign"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/scratch"
 	"dkms2bin/internal/state"
@@ -39,13 +40,17 @@ func extract(ctx context.Context, s *cli.Session, o *options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
+	mem, err := openMemory(s)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, release := range kernelsOf(s.Doc.Builds) {
 		if err := context.Cause(ctx); err != nil {
 			errs = append(errs, err)
 			break
 		}
-		err := extractFor(ctx, s, o, ships, release)
+		err := extractFor(ctx, s, o, ships, mem, release)
 		var usage *cli.UsageError
 		if errors.As(err, &usage) {
 			return err // a document that cannot be worked on
@@ -69,7 +74,7 @@ func kernelsOf(builds []state.Build) []string {
 }
 
 // extractFor writes the packages of one kernel.
-func extractFor(ctx context.Context, s *cli.Session, o *options, ships *shipments, release string) (err error) {
+func extractFor(ctx context.Context, s *cli.Session, o *options, ships *shipments, mem memory, release string) (err error) {
 	candidates, stale, err := candidatesFor(s.Doc, o, ships, release)
 	if err != nil || !slices.ContainsFunc(candidates, func(m *candidate) bool { return !m.kept }) {
 		return joinLines(append(stale, err))
@@ -83,7 +88,7 @@ func extractFor(ctx context.Context, s *cli.Session, o *options, ships *shipment
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	batch.candidates = candidates
+	batch.candidates, batch.memory = candidates, mem
 	if err := batch.unpackAll(ctx, dir); err != nil {
 		return joinLines(append(stale, err))
 	}
@@ -149,10 +154,12 @@ func writeBatch(ctx context.Context, s *cli.Session, o *options, batch *batch) e
 			break
 		}
 		if m.err == nil && !m.kept {
-			if err := batch.finish(ctx, m, o.sign.signer); err != nil {
-				return joinLines(append(errs, err)) // a tool or the key; the others would fail alike
+			err := makePackage(ctx, s, o, batch, m)
+			var unready *unreadyError
+			if errors.As(err, &unready) {
+				return joinLines(append(errs, err)) // the others would fail alike
 			}
-			if err := makePackage(s, o, batch, m); err != nil {
+			if err != nil {
 				errs = append(errs, err)
 				continue
 			}
@@ -263,22 +270,15 @@ func readIfThere(dir, name string) ([]byte, error) {
 	return content, err
 }
 
-// makePackage writes the package of a candidate, and records it. What cannot be a
-// package makes the candidate unfit.
-func makePackage(s *cli.Session, o *options, batch *batch, m *candidate) error {
+// makePackage writes the package of a candidate, unless that is there, and records it.
+// What cannot be a package makes the candidate unfit.
+func makePackage(ctx context.Context, s *cli.Session, o *options, batch *batch, m *candidate) error {
 	var err error
-	m.spec.Files, m.spec.Depends = m.files, batch.relations(m)
+	m.spec.Depends = batch.relations(m)
 	if m.spec.Time, err = packageTime(m.spec, m.build.Archive); err != nil {
 		return err
 	}
-	if m.spec.Origin.Compiler, err = compilers(m.modules); err != nil {
-		m.err = err
-		return nil
-	}
-	d, err := write(o, m.spec.Origin, func(origin modpkg.Origin) (deb.Package, error) {
-		m.spec.Origin = origin
-		return m.spec.Compose()
-	})
+	p, err := batch.memory.recall(ctx, o, batch, m, func() (packed, error) { return pack(ctx, o, batch, m) })
 	var unfit *unfitError
 	if errors.As(err, &unfit) {
 		m.err = err
@@ -287,12 +287,47 @@ func makePackage(s *cli.Session, o *options, batch *batch, m *candidate) error {
 	if err != nil {
 		return err
 	}
+	m.files, m.signed = p.Files, p.Signed
+	d := p.Deb
 	d.Module, d.Kernel, d.Options, d.Archive = m.build.Module, m.build.Kernel, o.forModules(), m.build.ArchiveDigest
 	s.Doc.Debs = slices.DeleteFunc(s.Doc.Debs, func(old state.Deb) bool { return old.Path == d.Path })
 	s.Doc.Debs = append(s.Doc.Debs, d)
 	s.Msg.Info("%s", filepath.Base(d.Path))
 	return nil
 }
+
+// A packed is a package of modules that was written.
+type packed struct {
+	Deb    state.Deb
+	Files  []string            // names of the modules' files
+	Signed []modsign.Signature // of each
+}
+
+// pack makes the files of a candidate ready, and writes its package.
+func pack(ctx context.Context, o *options, batch *batch, m *candidate) (p packed, err error) {
+	if err := batch.finish(ctx, m, o.sign.signer); err != nil {
+		return p, &unreadyError{err}
+	}
+	spec := m.spec
+	spec.Files = m.files
+	if spec.Origin.Compiler, err = compilers(m.modules); err != nil {
+		return p, &unfitError{err}
+	}
+	for _, file := range m.files {
+		p.Files = append(p.Files, filepath.Base(file))
+	}
+	p.Signed = m.signed
+	p.Deb, err = write(o, spec.Origin, func(origin modpkg.Origin) (deb.Package, error) {
+		spec.Origin = origin
+		return spec.Compose()
+	})
+	return p, err
+}
+
+// An unreadyError is what is wrong with a tool or with the key.
+type unreadyError struct{ error }
+
+func (e *unreadyError) Unwrap() error { return e.error }
 
 // packageTime is the time of all files of a package: SOURCE_DATE_EPOCH, else
 // that of the newest entry of the source's changelog, else of its newest file,

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -143,6 +144,9 @@ func writable(dir string) error {
 }
 
 func main() {
+	// Packing leaves megabytes of garbage for each package: with the usual 100 the
+	// heap of many builds grows beyond 100 MB, at a gain of a millisecond for each.
+	debug.SetGCPercent(50)
 	o := &options{}
 	cli.Main(cli.Program{
 		Name: "debextract", Manual: manual, Operands: "ARCHIVE...",

@@ -16,6 +16,8 @@ type builder struct {
 	opts     *options
 	tree     *rootfs.Tree
 	cache    *rootfs.Cache // that the tree is made of, or nil
+	program  string        // digest of this program, with a cache
+	contents contents      // of the tree's layers
 	lists    []string      // layers with package lists below a package's, the topmost first
 	fresh    string        // the layer with newer package lists, of this run alone
 	tools    tools         // for what is built in this run
@@ -61,11 +63,8 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 		s.Msg.Warn("%s", inPlaceWarning)
 		b.most.jobs = 1
 	}
-	if b.cache, err = b.tree.Cache(s.Doc.Tree.Base); err != nil {
+	if err := b.openCache(); err != nil {
 		return err
-	}
-	if b.cache != nil {
-		b.cache.Notice = s.Msg.Info
 	}
 	if err := b.chooseKernels(); err != nil {
 		return err
@@ -95,6 +94,19 @@ func probe(ctx context.Context, s *cli.Session, tree *rootfs.Tree) error {
 		s.Msg.Info("roots are put together by copying, which takes more time and space: %s", lack)
 	}
 	s.Doc.Tree.Copies = lack
+	return err
+}
+
+// openCache opens the cache that the tree is made of.
+func (b *builder) openCache() (err error) {
+	if b.opts.noCache {
+		return nil
+	}
+	if b.cache, err = b.tree.Cache(b.Doc.Tree.Base); b.cache == nil || err != nil {
+		return err
+	}
+	b.cache.Notice = b.Msg.Info
+	b.program, err = state.FileDigest("/proc/self/exe")
 	return err
 }
 

@@ -25,7 +25,11 @@ func (b *builder) spec(root sandbox.Root) sandbox.Spec {
 }
 
 func (b *builder) inside(root sandbox.Root, log io.Writer) apt.Inside {
-	return apt.Inside{Spec: b.spec(root), Fetch: apt.Binds(b.tree.Apt(), b.Doc.Tree.Directories()), Log: log}
+	inside := apt.Inside{Spec: b.spec(root), Fetch: apt.Binds(b.tree.Apt(), b.Doc.Tree.Directories()), Log: log}
+	if b.cache != nil {
+		inside.Keeper = b.cache
+	}
+	return inside
 }
 
 func orRequest(p state.Package) string {
@@ -141,41 +145,53 @@ func (b *builder) modulesIn(layer string) (modules []dkms.Module, err error) {
 	return modules, readJSON(filepath.Join(dir, modulesFile), &modules)
 }
 
-// readConfs evaluates the dkms.conf files of a package for all kernels. What they say
-// is kept beside the package's layer.
+// readConfs evaluates the dkms.conf files of a package for all kernels.
 func (b *builder) readConfs(ctx context.Context, p *pkg) (map[string][]dkms.Conf, error) {
-	dir, err := b.tree.Record(p.Layer)
-	if err != nil {
-		return nil, err
-	}
 	confs := map[string][]dkms.Conf{}
 	for _, k := range b.kernels {
-		file := filepath.Join(dir, rootfs.LayerName("conf", k.Layer, b.Doc.Tree.DKMS)+".json")
-		var list []dkms.Conf
-		if err := readJSON(file, &list); err == nil && len(list) == len(p.modules) {
-			confs[k.Release] = list
-			continue
+		layers := unique([]string{p.Layer, p.ToolsLayer, k.Layer, b.Doc.Tree.Base})
+		cache, inputs := b.cache, b.inputs(p, k, layers)
+		if inputs == "" {
+			cache = nil
 		}
-		list = nil
-		whole := true
-		spec := b.spec(b.tree.Root(unique([]string{p.Layer, p.ToolsLayer, k.Layer, b.Doc.Tree.Base})...))
-		for _, m := range p.modules {
-			conf, err := dkms.ReadConf(ctx, spec, k.Release, m)
-			whole = whole && err == nil
-			if err != nil && !errors.Is(err, dkms.ErrConf) {
-				return nil, err
-			}
-			list = append(list, conf)
+		item := rootfs.Item{
+			Kind: "answer", About: fmt.Sprintf("what %s says for %s", orRequest(p.Package), k.Release),
+			Key: []string{b.program, b.tree.LayerKey(b.Doc.Tree.Base), "dkms.conf", inputs},
 		}
-		confs[k.Release] = list
-		if !whole {
-			continue
-		}
-		if err := writeJSON(file, list); err != nil {
+		list, err := rootfs.Remember(ctx, cache, item, func() ([]dkms.Conf, error) { return b.askConfs(ctx, p, k, layers) })
+		var odd *oddConfError
+		switch {
+		case errors.As(err, &odd):
+			list = odd.confs
+		case err != nil:
 			return nil, err
 		}
+		confs[k.Release] = list
 	}
 	return confs, nil
+}
+
+// An oddConfError says that not all dkms.conf files came to their end.
+type oddConfError struct {
+	error
+	confs []dkms.Conf
+}
+
+// askConfs evaluates the dkms.conf files of a package for a kernel.
+func (b *builder) askConfs(ctx context.Context, p *pkg, k state.Kernel, layers []string) (list []dkms.Conf, err error) {
+	var odd error
+	for _, m := range p.modules {
+		conf, err := dkms.ReadConf(ctx, b.spec(b.tree.Root(layers...)), k.Release, m)
+		if err != nil && !errors.Is(err, dkms.ErrConf) {
+			return nil, err
+		}
+		odd = errors.Join(odd, err)
+		list = append(list, conf)
+	}
+	if odd != nil {
+		return nil, &oddConfError{odd, list}
+	}
+	return list, nil
 }
 
 func readJSON(file string, v any) error {
@@ -370,10 +386,11 @@ func (b *builder) needed(ctx context.Context, p *pkg, name string) (*pkg, error)
 			return &pkg{Package: q, kept: true}, nil
 		}
 	}
-	q, err := resolveOne(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), request)
+	found, err := resolve(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), request)
 	if err != nil {
 		return nil, fmt.Errorf("%s depends on %s: %w", p.Name, name, err)
 	}
+	q := found[0]
 	q.Needed, q.Tools, q.ToolsLayer = true, p.Tools, p.ToolsLayer
 	return q, nil
 }

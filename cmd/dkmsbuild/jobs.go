@@ -17,8 +17,9 @@ type job struct {
 	unmet  []string // names in BUILD_DEPENDS that no module of this run has
 	cycle  string   // the way round, where it needs itself
 	needed bool     // another one needs it
-	source string   // digest of all that it is made from
+	source string   // digest of all that it is made from, or ""
 	old    bool     // the record was there, and is good
+	cached bool     // its result is from the cache
 	begun  bool
 	done   bool
 	record state.Build
@@ -118,28 +119,10 @@ func moduleFor(jobs []*job, of *job, name string) int {
 	return at
 }
 
-// digest gives a job the digest of what it is made from, and first those that it
-// needs, since they are part of it.
-func (b *builder) digest(i int) string {
-	j := b.jobs[i]
-	if j.source != "" {
-		return j.source
-	}
-	var further []string
-	for _, n := range b.graph[i] {
-		further = append(further, "needs "+b.digest(n.job))
-	}
-	if j.needed && j.conf.DropsSymbols {
-		further = append(further, "keeps its symbols")
-	}
-	j.source = b.buildKey(j.pkg.Package, j.kernel, further...)
-	return j.source
-}
-
 // keeps says that a record's results are there, unchanged, and were made from what
 // would be used now. What others need must be there to build upon.
 func (b *builder) keeps(j *job, r state.Build) bool {
-	return r.Status != state.Failed && r.Source == j.source && b.hasResult(r) &&
+	return r.Status != state.Failed && r.Source != "" && r.Source == j.source && b.hasResult(r) &&
 		(!j.needed || r.Status != state.Built || b.tree.HasLayer(r.Layer))
 }
 

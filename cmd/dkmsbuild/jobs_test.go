@@ -5,6 +5,7 @@ import (
 	"context"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/dkms"
+	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/state"
 	"errors"
 	"slices"
@@ -18,7 +19,7 @@ import (
 // "P-dkms Q-dkms: a b<a,x c": it depends on Q-dkms, and of its modules a, b and c the
 // second has a and x in its BUILD_DEPENDS.
 func jobsOf(kernels string, packages ...string) *builder {
-	b := &builder{Session: &cli.Session{Doc: &state.Document{Tree: &state.Tree{}}}}
+	b := &builder{Session: &cli.Session{Doc: &state.Document{Tree: &state.Tree{}}}, tree: &rootfs.Tree{}}
 	for _, release := range strings.Fields(kernels) {
 		b.kernels = append(b.kernels, state.Kernel{Release: release})
 	}
@@ -100,38 +101,6 @@ func TestNeeds(t *testing.T) {
 			assert.Equal(t, strings.Join(unmet, " "), tt.unmet)
 		})
 	}
-}
-
-// TestSources: the digest of what a module is made from has those of what it needs.
-func TestSources(t *testing.T) {
-	t.Parallel()
-	digests := func(change func(*builder)) []string {
-		b := jobsOf("k", "p: a b<a c<b", "q: x")
-		change(b)
-		b.planJobs()
-		var list []string
-		for _, j := range b.jobs {
-			list = append(list, j.source)
-		}
-		return list
-	}
-	before := digests(func(*builder) {})
-	differ := func(after []string) (names string) {
-		for i, name := range []string{"a", "b", "c", "x"} {
-			if before[i] != after[i] {
-				names += name
-			}
-		}
-		return names
-	}
-	assert.Equal(t, differ(digests(func(*builder) {})), "")
-	assert.Equal(t, differ(digests(func(b *builder) { b.packages[1].Digest = "new" })), "x")
-	assert.Equal(t, differ(digests(func(b *builder) { b.packages[0].Digest = "new" })), "abc")
-	assert.Equal(t, differ(digests(func(b *builder) { b.packages[0].confs["k"][2].BuildDepends = nil })), "c")
-	assert.Equal(t, differ(digests(func(b *builder) {
-		b.packages[1].Digest = "new"
-		b.packages[0].confs["k"][0].BuildDepends = []string{"x"}
-	})), "abcx")
 }
 
 func TestUnbuilt(t *testing.T) {

@@ -24,6 +24,8 @@ path of a source directory with a dkms.conf. Modules that others need (BUILD_DEP
 or Depends of their packages) are built and installed first, also those of packages
 that apt brings along. What does not need each other is built side by side.
 
+What was built before of the same, for another tree, is taken from the cache.
+
 Run again on its own document it builds what failed or is missing, and keeps
 what is good; --dkms and --build-package add to what was asked for.`
 
@@ -33,6 +35,7 @@ type options struct {
 	kvers    cli.List
 	timeout  time.Duration
 	jobs     int
+	noCache  bool
 	shell    string
 }
 
@@ -91,6 +94,7 @@ func main() {
 			fs.Var(&o.kvers, "kver", "build for this `release` among the document's kernels; new: for those that mkchroot found by itself (default all of them)")
 			fs.DurationVar(&o.timeout, "timeout", 30*time.Minute, "`time` that one build may take")
 			fs.IntVar(&o.jobs, "jobs", 0, "builds at a `number` at a time; the cores are divided among them (default as many as there are cores, and 512 MiB of memory for each)")
+			fs.BoolVar(&o.noCache, "no-cache", false, "install and build everything afresh; neither use the cache of the build tree nor fill it")
 			fs.StringVar(&o.shell, "shell", "", "open a shell on the terminal where `MODULE/VERSION,KVER` was built or failed")
 		},
 		Check: o.check,

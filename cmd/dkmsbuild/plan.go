@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -94,7 +92,7 @@ func (b *builder) choosePackages(ctx context.Context) error {
 			return err
 		}
 	}
-	resolved, err := resolve(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), open)
+	resolved, err := resolve(ctx, b.inside(b.tree.Root(b.lists...), io.Discard), open...)
 	if err != nil {
 		return err
 	}
@@ -174,21 +172,6 @@ func (b *builder) hasResult(r state.Build) bool {
 	}
 	digest, err := state.FileDigest(r.Archive)
 	return err == nil && digest == r.ArchiveDigest
-}
-
-// buildKey is a digest of everything that a build is made from: the package's name,
-// version and content, the kernel package, dkms, the compiler, build packages, and
-// further parts, of which few builds have any.
-func (b *builder) buildKey(p state.Package, k state.Kernel, further ...string) string {
-	sum := sha256.New()
-	fmt.Fprintf(sum, "%q %q %q %q %q %q %q", p.Name, p.Version, p.Digest, k.Headers, k.Version, b.Doc.Tree.DKMS, b.Doc.Tree.Compiler)
-	if len(p.Tools) > 0 {
-		fmt.Fprintf(sum, " %q", p.Tools)
-	}
-	for _, f := range further {
-		fmt.Fprintf(sum, " %s", f)
-	}
-	return hex.EncodeToString(sum.Sum(nil))
 }
 
 func (b *builder) refreshLists(ctx context.Context) error {

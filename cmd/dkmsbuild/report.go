@@ -76,6 +76,15 @@ func (r *reporter) finish(ctx context.Context) {
 			r.line(group, outcome)
 		}
 	}
+	cached := 0
+	for _, j := range r.jobs {
+		if j.done && j.cached {
+			cached++
+		}
+	}
+	if cached > 0 {
+		r.Msg.Info("builds from the cache: %d of %d", cached, len(r.jobs))
+	}
 }
 
 // group are the jobs of a package and kernel that are reported next.

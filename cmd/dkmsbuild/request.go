@@ -52,11 +52,15 @@ func checkRequest(request string) error {
 // resolve finds what each request stands for. Nothing is installed yet, so that
 // a mistyped name costs no build. All requests that cannot be resolved are
 // reported together.
-func resolve(ctx context.Context, inside apt.Inside, requests []string) ([]*pkg, error) {
+func resolve(ctx context.Context, inside apt.Inside, requests ...string) ([]*pkg, error) {
+	o, err := look(ctx, inside, requests)
+	if err != nil {
+		return nil, err
+	}
 	var packages []*pkg
 	var errs []error
 	for _, request := range requests {
-		p, err := resolveOne(ctx, inside, request)
+		p, err := o.resolve(ctx, request)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
@@ -93,47 +97,67 @@ func resolve(ctx context.Context, inside apt.Inside, requests []string) ([]*pkg,
 	return packages, nil
 }
 
-func resolveOne(ctx context.Context, inside apt.Inside, request string) (*pkg, error) {
+// An offer is what the repositories have of some packages.
+type offer struct {
+	inside    apt.Inside
+	preferred map[string]string          // the versions that apt would install
+	versions  map[string][]apt.Candidate // all of them, the newest first
+}
+
+// look asks apt, once, for all that requests may stand for.
+func look(ctx context.Context, inside apt.Inside, requests []string) (o offer, err error) {
+	var plain, all []string
+	for _, r := range requests {
+		if isPath(r) {
+			continue
+		}
+		name, _, pinned := strings.Cut(r, "=")
+		prefix, open := strings.CutSuffix(r, "~")
+		switch {
+		case pinned:
+			all = append(all, name)
+		case open:
+			for _, c := range cuts(prefix) {
+				all = append(all, c.name)
+			}
+		default:
+			all, plain = append(all, r), append(plain, r)
+		}
+	}
+	o.inside = inside
+	if len(plain) > 0 {
+		if o.preferred, err = inside.Preferred(ctx, plain...); err != nil {
+			return o, err
+		}
+	}
+	if len(all) > 0 {
+		o.versions, err = inside.Show(ctx, all...)
+	}
+	return o, err
+}
+
+// resolve finds what a request stands for.
+func (o offer) resolve(ctx context.Context, request string) (*pkg, error) {
 	if isPath(request) {
 		return resolvePath(request)
 	}
-	if name, version, ok := strings.Cut(request, "="); ok {
-		found, err := inside.Show(ctx, name)
-		if err != nil {
-			return nil, err
-		}
-		for _, c := range found[name] {
-			if c.Version == version {
-				return fromArchive(request, c), nil
-			}
-		}
-		if len(found[name]) > 0 {
-			return nil, diag.WithHint(fmt.Errorf("the repositories have no version %s of %s", version, name),
-				"of %s they have %s", name, strings.Join(versions(found[name]), ", "))
-		}
-		return nil, unknown(ctx, inside, name, "-dkms")
+	name, version, pinned := strings.Cut(request, "=")
+	if prefix, open := strings.CutSuffix(request, "~"); open && !pinned {
+		return o.resolvePrefix(ctx, request, prefix)
 	}
-	if prefix, ok := strings.CutSuffix(request, "~"); ok {
-		return resolvePrefix(ctx, inside, request, prefix)
+	if !pinned {
+		version = o.preferred[name]
 	}
-	preferred, err := inside.Preferred(ctx, request)
-	if err != nil {
-		return nil, err
+	found := o.versions[name]
+	i := slices.IndexFunc(found, func(c apt.Candidate) bool { return c.Version == version })
+	switch {
+	case i >= 0:
+		return fromArchive(request, found[i]), nil
+	case pinned && len(found) > 0:
+		return nil, diag.WithHint(fmt.Errorf("the repositories have no version %s of %s", version, name),
+			"of %s they have %s", name, strings.Join(versions(found), ", "))
 	}
-	version := preferred[request]
-	if version == "" {
-		return nil, unknown(ctx, inside, request, "-dkms")
-	}
-	found, err := inside.Show(ctx, request)
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range found[request] {
-		if c.Version == version {
-			return fromArchive(request, c), nil
-		}
-	}
-	return nil, unknown(ctx, inside, request, "-dkms")
+	return nil, unknown(ctx, o.inside, name, "-dkms")
 }
 
 func fromArchive(request string, c apt.Candidate) *pkg {
@@ -168,28 +192,28 @@ func names(field, separator string) (list []string) {
 	return list
 }
 
-// resolvePrefix reads "name-version~": any cut at a hyphen may be the one
-// between name and version.
-func resolvePrefix(ctx context.Context, inside apt.Inside, request, prefix string) (*pkg, error) {
-	type cut struct{ name, version string }
-	var cuts []cut
-	var names []string
-	for i, r := range prefix {
-		if r == '-' && i > 0 && i+1 < len(prefix) {
-			cuts = append(cuts, cut{prefix[:i], prefix[i+1:]})
-			names = append(names, prefix[:i])
+// A cut is one way to read "name-version".
+type cut struct{ name, version string }
+
+// cuts are all of them: any hyphen may be the one between name and version.
+func cuts(text string) (list []cut) {
+	for i, r := range text {
+		if r == '-' && i > 0 && i+1 < len(text) {
+			list = append(list, cut{text[:i], text[i+1:]})
 		}
 	}
-	if len(cuts) == 0 {
+	return list
+}
+
+// resolvePrefix reads "name-version~".
+func (o offer) resolvePrefix(ctx context.Context, request, prefix string) (*pkg, error) {
+	ways := cuts(prefix)
+	if len(ways) == 0 {
 		return nil, fmt.Errorf("%s: not of the form name-version~", request)
 	}
-	shown, err := inside.Show(ctx, names...)
-	if err != nil {
-		return nil, err
-	}
 	var matches, others []apt.Candidate
-	for _, c := range cuts {
-		for _, candidate := range shown[c.name] {
+	for _, c := range ways {
+		for _, candidate := range o.versions[c.name] {
 			_, upstream, hasEpoch := strings.Cut(candidate.Version, ":")
 			if strings.HasPrefix(candidate.Version, c.version) || (hasEpoch && strings.HasPrefix(upstream, c.version)) {
 				matches = append(matches, candidate)
@@ -206,7 +230,7 @@ func resolvePrefix(ctx context.Context, inside apt.Inside, request, prefix strin
 	case len(others) > 0:
 		return nil, diag.WithHint(fmt.Errorf("the repositories have no package for %s", request), "there are %s", strings.Join(pinned(others), ", "))
 	}
-	return nil, unknown(ctx, inside, names[len(names)-1], "-dkms")
+	return nil, unknown(ctx, o.inside, ways[len(ways)-1].name, "-dkms")
 }
 
 func versions(list []apt.Candidate) []string {

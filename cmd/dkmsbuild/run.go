@@ -61,22 +61,21 @@ func (b *builder) runJob(ctx context.Context, i, cores int) error {
 	return err
 }
 
-// buildModule builds a module in a layer of its own, or finds out why it cannot be
-// built.
+// buildModule builds a module in a layer of its own, or takes what another run has built
+// of the same, or finds out why it cannot be built.
 func (b *builder) buildModule(ctx context.Context, i, cores int) error {
 	j := b.jobs[i]
 	// Each build has a name of its own, so that no document loses what it names to
 	// another run in the same tree.
-	start := time.Now()
-	layer := rootfs.LayerName("build", j.pkg.Name, j.module.Name, j.module.Version, j.kernel.Release, fmt.Sprint(start.UnixNano(), os.Getpid()))
+	layer := rootfs.LayerName("build", j.pkg.Name, j.module.Name, j.module.Version, j.kernel.Release, fmt.Sprint(time.Now().UnixNano(), os.Getpid()))
 	dir, err := b.tree.Record(layer)
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(dir, strings.ReplaceAll(fmt.Sprintf("%s-%s-%s", j.module.Name, j.module.Version, j.kernel.Release), "/", "_"))
+	file := filepath.Join(dir, j.fileName())
 	spec := dkms.BuildSpec{
 		Module: j.module, Conf: j.conf, Kernel: j.kernel.Release, Timeout: b.opts.timeout, Jobs: cores,
-		KeepSymbols: j.needed, Watch: b.live, Archive: file + ".dkms.tar.gz", Log: file + ".log",
+		KeepSymbols: j.needed, Watch: b.live, Archive: file + archiveExt, Log: file + logExt,
 	}
 	for _, n := range b.graph.closure(i, b.notBuilt) {
 		spec.Needs = append(spec.Needs, b.jobs[n].module)
@@ -86,30 +85,46 @@ func (b *builder) buildModule(ctx context.Context, i, cores int) error {
 			j.record.Depends = append(j.record.Depends, o.module.Name+"/"+o.module.Version)
 		}
 	}
-	var res dkms.Result
-	err = b.tree.MakeLayer(ctx, rootfs.LayerSpec{
+	cache, reason := b.cache, b.unbuilt(i)
+	if reason != "" || j.source == "" {
+		cache = nil
+	}
+	var res result
+	made, err := b.tree.TakeLayer(ctx, cache, b.buildItem(j), rootfs.LayerSpec{
 		Name: layer, On: b.layersBelow(i),
 		Make: func(root sandbox.Root) (err error) {
 			spec.Spec = b.spec(root)
-			if reason := b.unbuilt(i); reason != "" {
-				res, err = b.refuse(ctx, spec, reason)
-				return err
+			start := time.Now()
+			if reason != "" {
+				res.Result, err = b.refuse(ctx, spec, reason)
+			} else {
+				res.Result, err = dkms.Build(ctx, spec)
 			}
-			res, err = dkms.Build(ctx, spec)
+			res.Started, res.Seconds = start.UTC().Truncate(time.Second), float64(time.Since(start).Milliseconds())/1000
 			if res.NoSpace { // which the next one needs
 				return errors.Join(err, errNoSpace)
 			}
-			return err
+			if err != nil {
+				return err
+			}
+			return res.save(dir, spec.Archive)
 		},
+		Keep: func() bool { return res.Outcome != dkms.OutcomeFailed },
 	})
 	if errors.Is(err, errNoSpace) {
-		err, layer = nil, ""
+		err, made, layer = nil, true, ""
 	}
 	if err != nil {
 		return err
 	}
+	if !made {
+		j.cached = true
+		if res, err = readResult(dir); err != nil {
+			return err
+		}
+	}
 	j.record.Layer, j.record.Log = layer, spec.Log
-	j.record.Started, j.record.Seconds = start.UTC().Truncate(time.Second), float64(time.Since(start).Milliseconds())/1000
+	j.record.Started, j.record.Seconds = res.Started, res.Seconds
 	return b.take(ctx, i, res, spec.Archive)
 }
 
@@ -117,13 +132,12 @@ func (b *builder) buildModule(ctx context.Context, i, cores int) error {
 var errNoSpace = errors.New("no space left on device")
 
 // take puts the result of a build into the job's record.
-func (b *builder) take(ctx context.Context, i int, res dkms.Result, archive string) (err error) {
+func (b *builder) take(ctx context.Context, i int, res result, archive string) (err error) {
 	j := b.jobs[i]
 	r := &j.record
 	switch res.Outcome {
 	case dkms.OutcomeBuilt:
-		r.Status, r.Stage, r.Archive = state.Built, "", archive
-		r.ArchiveDigest, err = state.FileDigest(archive)
+		r.Status, r.Stage, r.Archive, r.ArchiveDigest = state.Built, "", archive, res.Archive
 	case dkms.OutcomeSkipped:
 		r.Status, r.Stage, r.Reason = state.Skipped, "", res.Reason
 	default:

@@ -52,7 +52,14 @@ func shell(ctx context.Context, s *cli.Session, want string) (err error) {
 		if err := probe(ctx, s, tree); err != nil {
 			return err
 		}
-		root, done, err := tree.Writable(r.Layer, append(layersOfBuild(s.Doc, r), k.Layer, s.Doc.Tree.Base)...)
+		below := append(layersOfBuild(s.Doc, r), k.Layer, s.Doc.Tree.Base)
+		var root sandbox.Root
+		var done func() error
+		if tree.LayerID(r.Layer) == "" {
+			root, done, err = tree.Writable(r.Layer, below...)
+		} else { // it is others', too
+			root, done, err = tree.Scratch(append([]string{r.Layer}, below...)...)
+		}
 		if err != nil {
 			return err
 		}

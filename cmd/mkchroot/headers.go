@@ -9,7 +9,6 @@ import (
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -24,7 +23,7 @@ func addKernels(ctx context.Context, s *cli.Session, b *baseMaker, want selectio
 	h := headerMaker{baseMaker: b, below: layers(s.Doc.Tree.Lists, s.Doc.Tree.Base)}
 	base := b.inside
 	base.Spec.Root = b.tree.Root(h.below...)
-	offered, err := remember(ctx, h.cache, h.answer("the headers on offer", h.below...), func() (known, error) { return askHeaders(ctx, base) })
+	offered, err := rootfs.Remember(ctx, h.cache, h.answer("the headers on offer", h.below...), func() (known, error) { return askHeaders(ctx, base) })
 	if err != nil {
 		return err
 	}
@@ -53,7 +52,7 @@ func addKernels(ctx context.Context, s *cli.Session, b *baseMaker, want selectio
 		inside := base
 		inside.Spec.Root = b.tree.Root(append([]string{k.Layer}, h.below...)...)
 		item := h.answer("the packages of the kernel "+k.Release, append([]string{k.Layer}, h.below...)...)
-		if k.Images, err = remember(ctx, h.cache, item, func() ([]state.Image, error) {
+		if k.Images, err = rootfs.Remember(ctx, h.cache, item, func() ([]state.Image, error) {
 			return findImages(ctx, inside, k, s.Doc.Tree.Architecture)
 		}); err != nil {
 			return err
@@ -119,35 +118,6 @@ func (h *headerMaker) answer(about string, layers ...string) rootfs.Item {
 	}
 	item.Key = append(item.Key, about)
 	return item
-}
-
-// remember takes an answer from the cache, or asks and keeps it there.
-func remember[T any](ctx context.Context, cache *rootfs.Cache, item rootfs.Item, ask func() (T, error)) (answer T, err error) {
-	const file = "answer.json"
-	if cache == nil {
-		return ask()
-	}
-	item.Make = func(dir string) error {
-		answer, err := ask()
-		if err != nil {
-			return err
-		}
-		text, err := json.Marshal(answer)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(dir, file), text, 0o644)
-	}
-	e, err := cache.Get(ctx, item)
-	if err != nil {
-		return answer, err
-	}
-	defer func() { err = errors.Join(err, e.Close()) }()
-	text, err := os.ReadFile(filepath.Join(e.Content(), file))
-	if err != nil {
-		return answer, err
-	}
-	return answer, json.Unmarshal(text, &answer)
 }
 
 // kernelFile is what is known of the kernel, in the record of its headers' layer.

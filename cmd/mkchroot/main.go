@@ -193,7 +193,7 @@ func main() {
 			fs.Var(&o.certFiles, "load-cert", "`file` with certificates of authorities that https repositories may have, besides the host's")
 			fs.StringVar(&o.auth, "auth-conf", "", "`file` with logins for repositories and proxies, auth.conf(5)")
 			fs.StringVar(&o.base, "base", "", "`path` of a ready system to build in, a tar archive or a directory; what it lacks is installed")
-			fs.StringVar(&o.cacheDir, "cache-dir", "", "`directory` of what runs can use again: base systems, headers (default cache in the default --work-dir)")
+			fs.StringVar(&o.cacheDir, "cache-dir", "", "`directory` of what runs can use again: base systems, headers, builds (default cache in the default --work-dir)")
 			fs.StringVar(&o.cacheSize, "cache-size", "", "`size` that the cache may have, such as 500M or 20G; what was not used for the longest time is removed (default what was given last, else 10G)")
 			fs.BoolVar(&o.inPlace, "in-place", false, "in a container that is thrown away afterwards, and allows no mounts: do all in its own root, WITHOUT ISOLATION")
 			fs.BoolVar(&o.noCache, "no-cache", false, "make everything afresh; neither use a cache nor fill it")

@@ -86,6 +86,9 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 		Spec:  sandbox.Spec{Mountpoint: tree.Mountpoint(), Env: sandbox.DefaultEnv()},
 		Fetch: apt.Binds(tree.Apt(), s.Doc.Tree.Directories()), Log: watch,
 	}}
+	if cache != nil {
+		b.inside.Keeper = cache
+	}
 	made, err := b.take(ctx)
 	if err != nil {
 		return err

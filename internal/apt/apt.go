@@ -45,6 +45,8 @@ type Inside struct {
 	Fetch []sandbox.Bind
 	// Log takes all output of apt-get and dpkg, may be nil.
 	Log io.Writer
+	// Keeper keeps what Install has fetched, may be nil.
+	Keeper Keeper
 }
 
 // mostOutput is more than any command prints whose output is wanted here.
@@ -260,6 +262,7 @@ func (i Inside) Index(ctx context.Context) error {
 
 // Upgrade brings all packages to the versions that are preferred.
 func (i Inside) Upgrade(ctx context.Context) error {
+	i.Keeper = nil // it has no name for what it brings
 	return i.fetchAndRun(ctx, "dist-upgrade")
 }
 
@@ -276,6 +279,9 @@ func (i Inside) fetchAndRun(ctx context.Context, command ...string) error {
 		// The index with what is installed, 40 MB in each layer, would serve
 		// nobody. That of the lists alone is in a layer below.
 		return append(append([]string{"-q", "-y", "--no-install-recommends", "-o", "Dir::Cache::pkgcache="}, more...), command...)
+	}
+	if err := i.give(ctx, command); err != nil {
+		return err
 	}
 	var out string
 	var err error
@@ -298,6 +304,9 @@ func (i Inside) fetchAndRun(ctx context.Context, command ...string) error {
 		}
 	}
 	if err != nil {
+		return err
+	}
+	if err := i.take(ctx, command); err != nil {
 		return err
 	}
 	deb, err := i.onlyOne(out)

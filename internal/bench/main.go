@@ -3,7 +3,9 @@
 //
 //	bench DIR N [SUFFIX]            makes N packages in DIR
 //	bench -measure NAME -- COMMAND  prints NAME, seconds, those of all cores, and
-//	                                peak memory in KiB
+//	                                peak memory in KiB, of the largest process
+//	bench -peak FILE -- COMMAND     runs COMMAND, and adds its name and its own peak
+//	                                memory in KiB to FILE
 package main
 
 import (
@@ -16,6 +18,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -34,6 +37,9 @@ func main() {
 func run(args []string) error {
 	if len(args) > 3 && args[0] == "-measure" {
 		return measure(args[1], args[3:])
+	}
+	if len(args) > 3 && args[0] == "-peak" {
+		return peak(args[1], args[3:])
 	}
 	if len(args) < 2 {
 		return errors.New("usage: bench DIR N [SUFFIX]")
@@ -79,6 +85,54 @@ func measure(name string, argv []string) error {
 	cores := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	_, err = fmt.Fprintf(os.Stdout, "%s %.4f %.4f %d\n", name, seconds, cores.Seconds(), usage.Maxrss)
 	return err
+}
+
+// peak runs a program in place of itself, and looks now and then how large it has
+// become: what the kernel tells in the end is about its children as well.
+func peak(to string, argv []string) error {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error)
+	go func() { ended <- cmd.Wait() }()
+	most, pause := 0, time.Millisecond
+	for {
+		select {
+		case s := <-signals:
+			_ = cmd.Process.Signal(s)
+		case <-time.After(pause): // seldom, where it takes long: this costs time, too
+			most, pause = max(most, highWater(cmd.Process.Pid)), min(2*pause, 100*time.Millisecond)
+		case err := <-ended:
+			var exit *exec.ExitError
+			if err != nil && !errors.As(err, &exit) {
+				return err
+			}
+			out, err := os.OpenFile(to, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(out, filepath.Base(argv[0]), most)
+			if err := errors.Join(err, out.Close()); err != nil {
+				return err
+			}
+			os.Exit(cmd.ProcessState.ExitCode())
+		}
+	}
+}
+
+// highWater is the peak memory of a process in KiB, or 0 when it is gone.
+func highWater(pid int) (kib int) {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(text)) {
+		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &kib); err == nil {
+			return kib
+		}
+	}
+	return 0
 }
 
 // Most packages of kernel modules have 16 to 512 KiB.

@@ -423,7 +423,7 @@ func odd(err error) error {
 	return &oddError{err}
 }
 
-// saveTarball copies the one archive that dkms mktarball left out of the layer.
+// saveTarball moves the one archive that dkms mktarball left out of the layer.
 func saveTarball(layer *os.Root, m Module, to string) error {
 	dir := path.Join(state, m.Name, m.Version, "tarball")
 	entries, err := readDir(layer, dir)
@@ -446,7 +446,10 @@ func saveTarball(layer *os.Root, m Module, to string) error {
 		if info.Size() > maxArchive {
 			return odd(fmt.Errorf("%s has %d bytes, more than any archive", e.Name(), info.Size()))
 		}
-		return copyTo(to, from)
+		if err := copyTo(to, from); err != nil {
+			return err
+		}
+		return layer.RemoveAll(dir)
 	}
 	return odd(&fs.PathError{Op: "find an archive in", Path: dir, Err: fs.ErrNotExist})
 }

@@ -162,6 +162,9 @@ func Added(layer string) ([]Module, error) {
 	return modules, nil
 }
 
+// Source is where dkms has the source of a module that was added, relative to the root.
+func Source(m Module) string { return path.Join("usr/src", m.Name+"-"+m.Version) }
+
 // readDir lists a directory, sorted by name.
 func readDir(root *os.Root, dir string) (entries []fs.DirEntry, err error) {
 	// Without O_NONBLOCK a fifo in its place would make us wait for ever.

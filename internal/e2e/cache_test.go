@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -126,6 +127,10 @@ func TestCache(t *testing.T) {
 	assert.NilError(t, os.Truncate(filepath.Join(layerOf(t, third.doc, third.doc.Kernels[0].Layer), "usr/src", third.doc.Kernels[0].Headers, "Module.symvers"), 1000))
 	mended := make().mustExit(t, 0).mustSay(t, "the headers of "+third.doc.Kernels[0].Release+" in the cache is damaged")
 	assert.Assert(t, layerOf(t, mended.doc, mended.doc.Kernels[0].Layer) != layerOf(t, third.doc, third.doc.Kernels[0].Layer))
+	// Their packages are not fetched again.
+	log, err := os.ReadFile(mended.doc.Tree.Log)
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(string(log), "Need to get 0 B/"), string(log))
 	assert.Equal(t, version(mended), "2")
 
 	// What trees have stays, and they work on.
@@ -138,6 +143,53 @@ func TestCache(t *testing.T) {
 	command{name: "rmchroot", args: []string{"--cache", "--cache-dir", cache}}.run(t).mustExit(t, 0)
 	assert.DeepEqual(t, leftInCache(cache), []string(nil))
 	noTrees(t, work)
+}
+
+// TestCachedBuilds: what was built before of the same comes from the cache, in the same
+// bytes, and what is not there or damaged is built, upon what comes from there.
+func TestCachedBuilds(t *testing.T) {
+	t.Parallel()
+	tree := sharedTree(t)
+	kver := shared.doc.Kernels[0].Release
+	excluded, broken := goodModule("excludedtoo"), goodModule("brokentoo")
+	excluded["dkms.conf"] += "BUILD_EXCLUSIVE_KERNEL=\"^2\\.4\"\n"
+	broken["brokentoo.c"] = "#error broken\n"
+	good := []string{source(t, "uppermost", exporter("uppermost", []string{"lowermost"}, "lowermost")), source(t, "lowermost", exporter("lowermost", nil))}
+	others := []string{source(t, "excludedtoo", excluded), source(t, "brokentoo", broken)}
+	build := func(args ...string) result {
+		return command{name: "dkmsbuild", stdin: tree, args: append([]string{"--kver", kver, "--dkms"}, args...)}.run(t)
+	}
+	packages := func(r result) []string {
+		out := t.TempDir()
+		command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, r.code)
+		made := digests(t, out)
+		assert.Equal(t, len(made), 2)
+		return made
+	}
+
+	first := build(append(good, others...)...).mustExit(t, state.ExitIncomplete)
+	assert.Assert(t, !strings.Contains(first.stderr, "from the cache"), first.stderr)
+	second := build(append(good, others...)...).mustExit(t, state.ExitIncomplete).mustSay(t, "\ndkmsbuild: builds from the cache: 3 of 4\n")
+	// But for the names that each run has for layers, and for the one that failed, which
+	// was tried again at another time, the documents are the same.
+	ofBroken := regexp.MustCompile(`(?s)"module": "brokentoo".*?\}`)
+	plain := func(r result) string {
+		assert.Assert(t, ofBroken.Match(r.raw))
+		return regexp.MustCompile(`build-[0-9a-f]+`).ReplaceAllString(ofBroken.ReplaceAllString(string(r.raw), ""), "build")
+	}
+	assert.Equal(t, plain(second), plain(first))
+	for _, name := range []string{"lowermost", "excludedtoo"} {
+		assert.Assert(t, sameContent(t, findBuild(t, first.doc, name, kver).Log, findBuild(t, second.doc, name, kver).Log))
+	}
+	assert.DeepEqual(t, packages(second), packages(first))
+
+	archive := filepath.Join(layerOf(t, second.doc, findBuild(t, second.doc, "uppermost", kver).Layer), "../record/uppermost-1.0-"+kver+".dkms.tar.gz")
+	assert.NilError(t, os.Truncate(archive, 100))
+	mended := build(good...).mustExit(t, 0).mustSay(t, "the build of uppermost 1.0 for "+kver+" in the cache is damaged", "builds from the cache: 1 of 2\n")
+	assert.DeepEqual(t, packages(mended), packages(first))
+	fresh := build(append(good, "--no-cache")...).mustExit(t, 0)
+	assert.Assert(t, !strings.Contains(fresh.stderr, "from the cache"), fresh.stderr)
+	assert.DeepEqual(t, packages(fresh), packages(first))
 }
 
 // TestCacheLimit: a cache that may keep nothing keeps what the tree has, and no more.

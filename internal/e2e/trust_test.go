@@ -285,7 +285,7 @@ func TestSameTwice(t *testing.T) {
 			}
 			return c.run(t)
 		}
-		built := run(command{name: "dkmsbuild", stdin: tree, args: append([]string{"--kver", kver, "--dkms"}, names...)})
+		built := run(command{name: "dkmsbuild", stdin: tree, args: append([]string{"--no-cache", "--kver", kver, "--dkms"}, names...)})
 		for _, b := range built.doc.Builds {
 			assert.Check(t, b.Status == state.Built, "%s: %s", b.Package, b.Reason)
 		}

@@ -5,11 +5,13 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/kernel"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -35,6 +37,12 @@ type Signature struct {
 	Signer string // common name of who issued the certificate
 	Key    string // serial number of the certificate: 66:F5:4E…
 	Hash   string // sha256
+}
+
+// Fingerprint is the SHA-256 of the certificate, in hexadecimal.
+func (s *Signer) Fingerprint() string {
+	sum := sha256.Sum256(s.cert.Raw)
+	return hex.EncodeToString(sum[:])
 }
 
 // Open reads the certificate, PEM or DER, and tries the key, so that what is wrong with either shows at once.

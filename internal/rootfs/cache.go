@@ -269,6 +269,43 @@ func (c *Cache) Find(ctx context.Context, it Item) (*Entry, error) {
 	return c.find(it)
 }
 
+// Remember takes an answer from the cache, or asks and keeps it there. Without a cache
+// it asks. Of the item Make is not used, and errors of ask are returned as they are.
+func Remember[T any](ctx context.Context, cache *Cache, item Item, ask func() (T, error)) (answer T, err error) {
+	if cache == nil {
+		return ask()
+	}
+	item.Make = func(dir string) error {
+		answer, err := ask()
+		if err != nil {
+			return err
+		}
+		text, err := json.Marshal(answer)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, answerFile), text, 0o644)
+	}
+	e, err := cache.Get(ctx, item)
+	if err != nil {
+		return answer, err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	return Answer[T](e)
+}
+
+const answerFile = "answer.json"
+
+// Answer is what Remember has kept in an entry.
+func Answer[T any](e *Entry) (answer T, err error) {
+	text, err := os.ReadFile(filepath.Join(e.Content(), answerFile))
+	if err != nil {
+		return answer, err
+	}
+	err = json.Unmarshal(text, &answer)
+	return answer, err
+}
+
 // patience is how long another run is waited for without a word.
 const patience = 2 * time.Second
 
@@ -580,28 +617,48 @@ func (c *Cache) evict(name string) (gone bool, err error) {
 	return true, removeAll(making, name)
 }
 
-// isNamed says whether a tree has a layer of the entry at path.
-func isNamed(path string) (bool, error) {
+// isNamed says whether a tree has a layer of the entry at path, which nobody takes into
+// a tree meanwhile. The names of trees that are gone are forgotten.
+func isNamed(path string) (named bool, err error) {
 	trees := filepath.Join(path, "trees")
 	refs, err := os.ReadDir(trees)
 	if err != nil {
 		return false, ignore(err, fs.ErrNotExist)
 	}
-	for _, ref := range refs {
-		link, err := os.ReadFile(filepath.Join(trees, ref.Name()))
+	for _, r := range refs {
+		ref := filepath.Join(trees, r.Name())
+		link, err := os.ReadFile(ref)
 		if err != nil {
 			return false, err
 		}
 		target, err := os.Readlink(string(link))
 		switch {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EINVAL):
-		case err != nil:
-			return true, nil // it cannot be told
-		case strings.HasPrefix(target, path+"/"):
-			return true, nil
+		case err == nil && strings.HasPrefix(target, path+"/"):
+			named = true
+		case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EINVAL):
+			if err := os.Remove(ref); err != nil {
+				return false, err
+			}
+		default:
+			named = true // it cannot be told
 		}
 	}
-	return false, nil
+	return named, nil
+}
+
+// forget has an entry forget trees that are gone, unless it is in use.
+func (c *Cache) forget(name string) error {
+	e := filepath.Join(c.Path, "entries", name)
+	lock, err := os.Open(filepath.Join(e, "lock"))
+	if err != nil {
+		return ignore(err, fs.ErrNotExist)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return ignore(err, unix.EWOULDBLOCK)
+	}
+	_, err = isNamed(e)
+	return err
 }
 
 // Trim removes what is not needed any more: what dead processes left, entries that
@@ -631,11 +688,11 @@ func (c *Cache) shrink(limit int64) (err error) {
 	if err := c.Sweep(); err != nil {
 		return err
 	}
+	var all []stored
 	// What stood on an entry that is removed goes with it, in another round.
 	for again := true; again; {
 		again = false
-		all, err := c.list()
-		if err != nil {
+		if all, err = c.list(); err != nil {
 			return err
 		}
 		var total int64
@@ -654,6 +711,11 @@ func (c *Cache) shrink(limit int64) (err error) {
 				total -= s.bytes
 				again = true
 			}
+		}
+	}
+	for _, s := range all {
+		if err := c.forget(s.name); err != nil {
+			return err
 		}
 	}
 	return c.dropLocks()

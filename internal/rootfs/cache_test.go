@@ -116,6 +116,65 @@ func TestCacheGet(t *testing.T) {
 	assert.Equal(t, info.Mode().Perm(), os.FileMode(0o700))
 }
 
+func TestRemember(t *testing.T) {
+	t.Parallel()
+	c := openCache(t)
+	asked := 0
+	ask := func(c *Cache, err error) ([]string, error) {
+		return Remember(t.Context(), c, Item{Kind: "answer", About: "something"}, func() ([]string, error) {
+			asked++
+			return []string{"a", "b"}, err
+		})
+	}
+	broken := errors.New("broken")
+	_, err := ask(c, broken)
+	assert.ErrorIs(t, err, broken)
+	for range 2 {
+		answer, err := ask(c, nil)
+		assert.NilError(t, err)
+		assert.DeepEqual(t, answer, []string{"a", "b"})
+	}
+	assert.Equal(t, asked, 2)
+	answer, err := ask(nil, nil)
+	assert.NilError(t, err)
+	assert.DeepEqual(t, answer, []string{"a", "b"})
+	assert.Equal(t, asked, 3)
+}
+
+// TestDebs: fetched packages come back, and a request that brings others has these from
+// then on.
+func TestDebs(t *testing.T) {
+	t.Parallel()
+	c := openCache(t)
+	fetched := func(names ...string) string {
+		dir := t.TempDir()
+		assert.NilError(t, os.Mkdir(filepath.Join(dir, "partial"), 0o700))
+		write(t, filepath.Join(dir, "lock"), "")
+		for _, name := range names {
+			write(t, filepath.Join(dir, name), "content of "+name)
+		}
+		return dir
+	}
+	given := func(request ...string) []string {
+		dir := t.TempDir()
+		assert.NilError(t, c.Give(t.Context(), request, dir))
+		for _, name := range names(t, dir) {
+			text, err := os.ReadFile(filepath.Join(dir, name))
+			assert.NilError(t, err)
+			assert.Equal(t, string(text), "content of "+name)
+		}
+		return names(t, dir)
+	}
+	assert.DeepEqual(t, given("install", "a=1"), []string{})
+	assert.NilError(t, c.Take(t.Context(), []string{"install", "a=1"}, fetched("a_1_all.deb", "b_1_all.deb")))
+	assert.DeepEqual(t, given("install", "a=1"), []string{"a_1_all.deb", "b_1_all.deb"})
+	assert.DeepEqual(t, given("install", "a=2"), []string{})
+	assert.NilError(t, c.Take(t.Context(), []string{"install", "a=1"}, fetched("a_1_all.deb", "b_2_all.deb")))
+	assert.DeepEqual(t, given("install", "a=1"), []string{"a_1_all.deb", "b_2_all.deb"})
+	assert.NilError(t, c.Trim())
+	assert.Equal(t, len(entries(t, c)), 1)
+}
+
 func TestCacheMakeFails(t *testing.T) {
 	t.Parallel()
 	c := openCache(t)
@@ -361,6 +420,14 @@ func TestCacheOrphans(t *testing.T) {
 }
 
 // TestTakeLayer: a layer and its record are made once, for all trees.
+// layer is where a layer of a tree really lies.
+func layer(t *testing.T, tree *Tree, name string) string {
+	t.Helper()
+	path, err := os.Readlink(tree.LayerPath(name))
+	assert.NilError(t, err)
+	return path
+}
+
 func TestTakeLayer(t *testing.T) {
 	t.Parallel()
 	c := openCache(t)
@@ -404,15 +471,74 @@ func TestTakeLayer(t *testing.T) {
 	assert.Equal(t, of.Path, c.Path)
 
 	// The removal of a tree leaves what it links to.
+	refs := func() int {
+		return len(names(t, filepath.Join(filepath.Dir(filepath.Dir(layer(t, second, "base"))), "trees")))
+	}
+	assert.Equal(t, refs(), 2)
 	assert.NilError(t, errors.Join(first.Close(), first.Remove()))
 	assert.NilError(t, c.SetLimit(0))
 	assert.NilError(t, c.Trim())
+	assert.Equal(t, refs(), 1)
 	text, err := os.ReadFile(filepath.Join(second.LayerPath("base"), "file"))
 	assert.NilError(t, err)
 	assert.Equal(t, string(text), "content")
 	assert.NilError(t, errors.Join(second.Close(), second.Remove(), own.Close(), own.Remove()))
 	assert.NilError(t, c.Trim())
 	assert.Equal(t, len(entries(t, c)), 0)
+}
+
+// TestTakeLayerKeep: what is not to be kept stays in the tree alone, and is made again.
+func TestTakeLayerKeep(t *testing.T) {
+	t.Parallel()
+	elsewhere, err := os.MkdirTemp("/dev/shm", "rootfs-")
+	assert.NilError(t, err)
+	t.Cleanup(func() { assert.NilError(t, removeAll("/dev/shm", filepath.Base(elsewhere))) })
+	for name, work := range map[string]string{"beside the cache": t.TempDir(), "on another file system": elsewhere} {
+		t.Run(name, func(t *testing.T) {
+			c := openCache(t)
+			times := 0
+			old := time.Now().Add(-time.Hour).Truncate(time.Second)
+			take := func(keep bool) *Tree {
+				tree := create(t, work)
+				_, err := tree.TakeLayer(t.Context(), c, Item{Kind: "build", About: "the build"}, LayerSpec{
+					Name: "build",
+					Make: func(root sandbox.Root) error {
+						times++
+						dir, err := tree.Record("build")
+						assert.NilError(t, err)
+						write(t, filepath.Join(dir, "archive"), "record")
+						assert.NilError(t, os.Chtimes(filepath.Join(dir, "archive"), old, old))
+						write(t, filepath.Join(root.Upper, "file"), "layer")
+						return nil
+					},
+					Keep: func() bool { return keep },
+				})
+				assert.NilError(t, err)
+				for path, content := range map[string]string{"layers/build/file": "layer", "records/build/archive": "record"} {
+					text, err := os.ReadFile(filepath.Join(tree.Path, path))
+					assert.NilError(t, err)
+					assert.Equal(t, string(text), content)
+				}
+				info, err := os.Stat(filepath.Join(tree.Path, "records/build/archive"))
+				assert.NilError(t, err)
+				assert.Assert(t, info.ModTime().Equal(old))
+				return tree
+			}
+			trees := []*Tree{take(false), take(false)}
+			assert.Equal(t, times, 2)
+			assert.Equal(t, trees[1].LayerID("build"), "")
+			assert.Equal(t, len(entries(t, c)), 0)
+			trees = append(trees, take(true), take(false))
+			assert.Equal(t, times, 3)
+			assert.Equal(t, trees[2].LayerID("build"), trees[3].LayerID("build"))
+			assert.Assert(t, trees[3].LayerID("build") != "")
+			for _, tree := range trees {
+				assert.NilError(t, errors.Join(tree.Close(), tree.Remove()))
+			}
+			assert.NilError(t, errors.Join(c.SetLimit(0), c.Trim()))
+			assert.Equal(t, len(entries(t, c)), 0)
+		})
+	}
 }
 
 // TestKilledMakers: processes that are killed while they make entries leave nothing

@@ -1,15 +1,20 @@
 package rootfs
 
 import (
+	"bytes"
 	"context"
 	"dkms2bin/internal/sandbox"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // What an entry that is a layer has in its content: the layer, and its record.
@@ -40,9 +45,15 @@ func (t *Tree) TakeLayer(ctx context.Context, c *Cache, item Item, spec LayerSpe
 	}
 	item.Make = func(dir string) error {
 		made = true
+		if spec.Keep != nil {
+			return t.hand(ctx, dir, spec)
+		}
 		return t.fill(dir, spec)
 	}
 	e, err := c.Get(ctx, item)
+	if errors.Is(err, errNotKept) {
+		return made, nil
+	}
 	if err != nil {
 		return made, err
 	}
@@ -67,12 +78,36 @@ func (t *Tree) fill(dir string, spec LayerSpec) error {
 	return copyFiles(t.recordPath(spec.Name), filepath.Join(dir, recordPart))
 }
 
+// errNotKept says that a layer was made in the tree, and stays there.
+var errNotKept = errors.New("not kept")
+
+// hand makes a layer in the tree, and moves it with its record into dir, which is an
+// entry's content, if it is to be kept.
+func (t *Tree) hand(ctx context.Context, dir string, spec LayerSpec) error {
+	if err := t.MakeLayer(ctx, spec); err != nil {
+		return err
+	}
+	if !spec.Keep() {
+		return errNotKept
+	}
+	from, to := t.LayerPath(spec.Name), filepath.Join(dir, layerPart)
+	err := os.Rename(from, to)
+	if errors.Is(err, unix.EXDEV) {
+		var out []byte
+		if out, err = exec.CommandContext(ctx, "cp", "-a", "--", from, to).CombinedOutput(); err != nil {
+			return fmt.Errorf("cannot copy a layer into the cache: %w: %s", err, bytes.TrimSpace(out))
+		}
+		err = t.RemoveLayer(spec.Name)
+	}
+	return errors.Join(err, copyFiles(t.recordPath(spec.Name), filepath.Join(dir, recordPart)))
+}
+
 // take puts a link to the layer of an entry into the tree, and with it the record
 // unless this process has just written that.
 func (t *Tree) take(e *Entry, name string, recorded bool) (err error) {
 	defer wrap(&err, "cannot take the layer %s from the cache", name)
 	if !recorded {
-		if err := copyFiles(filepath.Join(e.Content(), recordPart), t.recordPath(name)); err != nil {
+		if err := copyFiles(e.Record(), t.recordPath(name)); err != nil {
 			return err
 		}
 	}
@@ -93,6 +128,9 @@ func (t *Tree) take(e *Entry, name string, recorded bool) (err error) {
 // Layer is the layer that TakeLayer has kept in the entry.
 func (e *Entry) Layer() string { return filepath.Join(e.Content(), layerPart) }
 
+// Record is the record of that layer.
+func (e *Entry) Record() string { return filepath.Join(e.Content(), recordPart) }
+
 // LayerID names the content of a layer that came from a cache: no other layer ever
 // has it. Of other layers it is "".
 func (t *Tree) LayerID(name string) string {
@@ -102,6 +140,10 @@ func (t *Tree) LayerID(name string) string {
 	}
 	return filepath.Base(filepath.Dir(filepath.Dir(target)))
 }
+
+// LayerKey names everything that a layer from a cache was to be made of: one that is
+// made anew of the same has the same key, and another LayerID.
+func (t *Tree) LayerKey(name string) string { return keyOf(t.LayerID(name)) }
 
 // Cache is the cache that a layer came from, or nil.
 func (t *Tree) Cache(layer string) (*Cache, error) {
@@ -119,25 +161,45 @@ func (t *Tree) Cache(layer string) (*Cache, error) {
 	return OpenCache(dir)
 }
 
-// copyFiles copies the regular files below from into to, in place of those of the
-// same names. Either may be missing.
+// copyFiles copies the regular files below from into to, with their times, in place of
+// those of the same names. Either may be missing.
 func copyFiles(from, to string) error {
 	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	source := os.DirFS(from)
-	return fs.WalkDir(source, ".", func(path string, d fs.DirEntry, err error) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		target := filepath.Join(to, path)
-		if d.IsDir() {
+		below, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, below)
+		switch {
+		case d.IsDir():
 			return errors.Join(os.MkdirAll(target, 0o755), os.Chmod(target, 0o755))
+		case d.Type().IsRegular():
+			return copyFile(path, target)
 		}
-		content, err := fs.ReadFile(source, path)
-		if err != nil {
-			return err
-		}
-		return errors.Join(os.WriteFile(target, content, 0o644), os.Chmod(target, 0o644))
+		return nil
 	})
+}
+
+func copyFile(from, to string) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close(), os.Chmod(to, 0o644), os.Chtimes(to, info.ModTime(), info.ModTime()))
 }

@@ -363,6 +363,10 @@ type LayerSpec struct {
 	On   []string // layers below, the topmost first
 	// Make fills root.Upper.
 	Make func(root sandbox.Root) error
+	// Keep, if not nil, says what TakeLayer is to do when Make is done: keep the
+	// layer in the cache, or leave it in the tree alone. Such a layer is made in the
+	// tree, since what it takes meanwhile may be far more than what is left to keep.
+	Keep func() bool
 }
 
 // MakeLayer makes a layer, or waits for another process that is making it. A
