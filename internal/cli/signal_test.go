@@ -125,6 +125,9 @@ func (p *process) end(t *testing.T) (code int, stderr string) {
 	return p.ProcessState.ExitCode(), string(rest)
 }
 
+// takesSignal is what a program may need to take note of a signal on busy cores.
+const takesSignal = time.Second
+
 // Ctrl-C reaches all stages of a pipe at once; the document goes on all the same.
 func TestSignalBeforeTheDocument(t *testing.T) {
 	t.Parallel()
@@ -137,7 +140,7 @@ func TestSignalBeforeTheDocument(t *testing.T) {
 			p.waits(t)
 			assert.NilError(t, p.Process.Signal(sig))
 			assert.NilError(t, p.Process.Signal(sig)) // from the front end, too
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(takesSignal)
 			p.give(t, `{"request":"kept"}]}`)
 			code, stderr := p.end(t)
 			assert.Equal(t, code, 130)
@@ -160,7 +163,7 @@ func TestSignalToAllStages(t *testing.T) {
 	assert.NilError(t, err)
 	p.waits(t)
 	assert.NilError(t, p.Process.Signal(unix.SIGINT))
-	time.Sleep(50 * time.Millisecond)
+	time.Sleep(takesSignal)
 	p.give(t, `"version":1,"error":{"stage":"mkchroot","kind":"interrupted","message":"m"}}`)
 	code, _ := p.end(t)
 	assert.Equal(t, code, 130)
@@ -187,7 +190,7 @@ func TestSignalBeforeTheDocumentToBePassedOn(t *testing.T) {
 			assert.NilError(t, err)
 			p.waits(t)
 			assert.NilError(t, p.Process.Signal(unix.SIGINT))
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(takesSignal)
 			p.give(t, tt.stdin)
 			code, _ := p.end(t)
 			assert.Equal(t, code, 130)

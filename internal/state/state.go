@@ -217,7 +217,7 @@ type Origin struct {
 type Index struct {
 	Directory string    `json:"directory"`
 	Packages  int       `json:"packages"`
-	Digest    string    `json:"digest"`              // SHA-256 of its Release
+	Digest    string    `json:"digest,omitempty"`    // SHA-256 of its Release; not of a dry run, which writes none
 	SignedBy  string    `json:"signed_by,omitempty"` // fingerprint of the key
 	Left      []Problem `json:"left_out,omitempty"`
 	Outdated  []string  `json:"outdated,omitempty"` // packages left out because they are old
