@@ -34,7 +34,7 @@ func TestSpoilsNoOther(t *testing.T) {
 		{name: "killer", conf: `MAKE[0]="sh kill"`, files: map[string]string{"kill": "for s in TERM HUP INT QUIT SEGV ABRT KILL STOP; do kill -$s 1; done; exit 1\n"}},
 		{name: "fifo", conf: `MAKE[0]="sh fifo"`, files: map[string]string{"fifo": "rm -f ../build/make.log; mkfifo ../build/make.log; kill -9 $PPID; kill -9 -1\n"}},
 		{name: "links", conf: `POST_BUILD="links.sh"`, files: map[string]string{"links.sh": "#!/bin/sh\nln -s / ../tarball\n"}},
-		{name: "sleeper", conf: "sleep 314159", reason: "timed out after 20s"},
+		{name: "sleeper", conf: "sleep 314161", reason: "timed out after 20s"},
 		{name: "leaker", conf: `MAKE[0]="ls /proc/self/fd/9/etc"`, reason: "No such file or directory"},
 		{name: "script", conf: `MAKE[0]="touch /host-was-here; insmod x.ko; mount -t tmpfs x /mnt; false"`},
 	}
@@ -80,7 +80,7 @@ func TestSpoilsNoOther(t *testing.T) {
 	}
 	_, err = os.Stat("/host-was-here")
 	assert.Assert(t, os.IsNotExist(err))
-	assert.Equal(t, len(processes(endlessSleep)), 0)
+	assert.Equal(t, len(processes("sleep\x00314161")), 0)
 }
 
 // hostileScript is what the hostile package runs before it is built, as root in
@@ -106,8 +106,8 @@ try environment sh -c 'cat /proc/[0-9]*/environ | tr "\0" "\n" | grep HOST_SECRE
 try secrets grep -rs HOST_SECRET /root /home /run /etc /srv /mnt /media /opt /var/tmp /dev/shm
 try processes grep -sa "$(cat needle)" /proc/[0-9]*/cmdline
 try setuid sh -c 'cp /bin/sh /tmp/root && chmod 4755 /tmp/root && [ "$(setpriv --reuid 65534 --clear-groups /tmp/root -p -c "id -u")" = 0 ]'
-(setsid sleep 314159 >/dev/null 2>&1 &)
-(setsid sh -c 'trap "" TERM HUP INT; while :; do sleep 314159; done' >/dev/null 2>&1 &)
+(setsid sleep 314160 >/dev/null 2>&1 &)
+(setsid sh -c 'trap "" TERM HUP INT; while :; do sleep 314160; done' >/dev/null 2>&1 &)
 
 # What is read from outside afterwards leads there now, or does so every other moment.
 log=$(find /var/lib/dkms/hostile -path '*/log/make.log' | head -n 1)
@@ -185,7 +185,7 @@ func TestWalls(t *testing.T) {
 		env: []string{"HOST_SECRET=of the environment"},
 	}.run(t)
 	assert.DeepEqual(t, host.look(t), before)
-	assert.Equal(t, len(processes(endlessSleep)), 0)
+	assert.Equal(t, len(processes("sleep\x00314160")), 0)
 
 	build := findBuild(t, r.doc, "hostile", kver)
 	built := build.Status == state.Built

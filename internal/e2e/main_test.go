@@ -405,5 +405,6 @@ func endlessModule(name string) map[string]string {
 	return files
 }
 
-// endlessSleep is the command line of what an endlessModule leaves running.
+// endlessSleep is the command line of what an endlessModule leaves running. Tests that
+// run side by side sleep for times of their own, to know theirs.
 const endlessSleep = "sleep\x00314159"
