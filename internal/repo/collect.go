@@ -150,7 +150,7 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 	defer cancel()
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
-			buf := make([]byte, 32<<10)
+			buf := make([]byte, 64<<10)
 			for {
 				n := int(next.Add(1)) - 1
 				if n >= len(unknown) {
@@ -252,7 +252,7 @@ func readControl(ctx context.Context, path string, buf []byte) (id identity, con
 	); err != nil {
 		return id, nil, nil, err
 	}
-	if sum, err = digest(ctx, f, fi.Size()); err != nil {
+	if sum, err = digest(ctx, f, fi.Size(), head, buf); err != nil {
 		return id, nil, nil, err
 	}
 	if fi, err = f.Stat(); err != nil {

@@ -29,21 +29,27 @@ func TestDigest(t *testing.T) {
 		path := filepath.Join(dir, "file")
 		assert.NilError(t, os.WriteFile(path, content, 0o600))
 		f, length := open(t, path)
-		sum, err := digest(t.Context(), f, length)
-		assert.NilError(t, err)
-		assert.Equal(t, [sha256.Size]byte(sum), sha256.Sum256(content))
+		for _, head := range []int{0, 4096, size} {
+			sum, err := digest(t.Context(), f, length, content[:min(head, size)], make([]byte, 8192))
+			assert.NilError(t, err)
+			assert.Equal(t, [sha256.Size]byte(sum), sha256.Sum256(content))
+		}
 		// It was longer when it was looked at.
-		_, err = digest(t.Context(), f, length+2*mapped)
-		assert.ErrorIs(t, err, errChanged)
+		for _, more := range []int64{1, 8192, 2 * mapped} {
+			_, err := digest(t.Context(), f, length+more, nil, make([]byte, 8192))
+			if length < mapped || more > 4096 { // the last page is there, with zeros
+				assert.ErrorIs(t, err, errChanged)
+			}
+		}
 	}
 
 	// sysfs does not map.
 	f, length := open(t, "/sys/kernel/notes")
 	content, err := os.ReadFile(f.Name())
 	assert.NilError(t, err)
-	sum, err := digest(t.Context(), f, length)
+	sum, err := digest(t.Context(), f, length, nil, make([]byte, 8192))
 	assert.NilError(t, err)
 	assert.Equal(t, [sha256.Size]byte(sum), sha256.Sum256(content))
-	_, err = digest(t.Context(), f, length+1)
+	_, err = digest(t.Context(), f, length+1, nil, make([]byte, 8192))
 	assert.ErrorIs(t, err, errChanged)
 }

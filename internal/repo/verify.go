@@ -220,7 +220,7 @@ func checkFile(ctx context.Context, path string, want sum) error {
 	if fi.Size() != want.size {
 		return fmt.Errorf("it has %d bytes, and not %d", fi.Size(), want.size)
 	}
-	sum, err := digest(ctx, f, fi.Size())
+	sum, err := digest(ctx, f, fi.Size(), nil, make([]byte, 64<<10))
 	if err != nil {
 		return err
 	}
