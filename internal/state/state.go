@@ -1,5 +1,5 @@
 // Package state is the document that the stages hand to each other: one JSON
-// object on standard input, one on standard output. The README describes it
+// object on standard input, one on standard output. dkms2bin-document(5) describes it
 // field by field, and document.schema.json for programs.
 //
 // All paths are absolute, all times are UTC, and credentials are never in it.
