@@ -153,7 +153,7 @@ func (b *baseMaker) wasThereSpace(dir string, err error) error {
 	}
 	const full = 4 << 20
 	var fs unix.Statfs_t
-	if unix.Statfs(dir, &fs) != nil || int64(fs.Bavail)*fs.Bsize > full {
+	if unix.Statfs(dir, &fs) != nil || fs.Bavail*uint64(fs.Bsize) > full {
 		return err
 	}
 	if b.cache != nil {
@@ -172,7 +172,7 @@ func enoughSpace(dir, called string, need int64, flag string) error {
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return fmt.Errorf("cannot look for space in %s: %w", dir, err)
 	}
-	if free := int64(fs.Bavail) * fs.Bsize; free < need {
+	if free := int64(fs.Bavail * uint64(fs.Bsize)); free < need {
 		return diag.WithHint(fmt.Errorf("no space left for a tree in %s: it takes about %d MB, and %d MB are free", called, need>>20, free>>20),
 			"%s names another place; rmchroot --stale removes what dead runs left, rmchroot --cache the cache", flag)
 	}

@@ -310,7 +310,7 @@ func Excluded(ctx context.Context, spec sandbox.Spec, m Module, kernel string) (
 // isFull says whether the file system of dir has next to no space or no inodes left.
 func isFull(dir string) bool {
 	var fs unix.Statfs_t
-	return unix.Statfs(dir, &fs) == nil && (int64(fs.Bfree)*fs.Bsize < 4<<20 || fs.Files > 0 && fs.Ffree == 0)
+	return unix.Statfs(dir, &fs) == nil && (fs.Bfree*uint64(fs.Bsize) < 4<<20 || fs.Files > 0 && fs.Ffree == 0)
 }
 
 // stopped says what came of a build whose command could not come to its end.

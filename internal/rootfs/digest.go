@@ -79,7 +79,8 @@ func (w *walker) walk(fd int, dir string) (err error) {
 			}
 			continue
 		}
-		w.add(int64(st.Rdev), st.Size, st.Mtim.Sec) //nolint:unconvert // its type is another one elsewhere
+		sec, _ := st.Mtim.Unix() // the field is an int32 on some machines
+		w.add(int64(st.Rdev), st.Size, sec)
 		w.sum.Write(w.line)
 		w.size += st.Size
 		if st.Mode&unix.S_IFMT == unix.S_IFREG && w.size <= smallContent {
