@@ -93,7 +93,7 @@ func main() {
 			fs.Var(&o.tools, "build-package", "`package` that builds need and the packages fail to depend on, such as libelf-dev")
 			fs.Var(&o.kvers, "kver", "build for this `release` among the document's kernels; new: for those that mkchroot found by itself (default all of them)")
 			fs.DurationVar(&o.timeout, "timeout", 30*time.Minute, "`time` that one build may take")
-			fs.IntVar(&o.jobs, "jobs", 0, "builds at a `number` at a time; the cores are divided among them (default as many as there are cores, and 512 MiB of memory for each)")
+			fs.IntVar(&o.jobs, "jobs", 0, "install and build `N` at a time; the cores are divided among them (default as many as there are cores, and 512 MiB of memory for each)")
 			fs.BoolVar(&o.noCache, "no-cache", false, "install and build everything afresh; neither use the cache of the build tree nor fill it")
 			fs.StringVar(&o.shell, "shell", "", "open a shell on the terminal where `MODULE/VERSION,KVER` was built or failed")
 		},

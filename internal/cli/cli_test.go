@@ -139,7 +139,7 @@ func TestHelp(t *testing.T) {
 
 Notes what it gets.
 
-Flags (each also from the environment, as DKMS2BIN_NAME):
+Flags (most also from the environment, as DKMS2BIN_NAME):
   --check
         only check the flags and what they name on this host, and print those that are set as a file for --config
   --config file
@@ -153,13 +153,13 @@ Flags (each also from the environment, as DKMS2BIN_NAME):
   --repo repository...
         repository to note
   --timeout time
-        time that it may take (default 30m0s)
+        time that it may take (default 30m)
   --version
         print the version and exit
 
 Exit status: 0 all done; 1 an error is recorded in the document; 2 wrong usage or
-unusable document; 3 done, but some modules failed
-or files were left out of the index; 130 interrupted.
+unusable document; 3 done, but some modules failed, files were left out of the
+index, or an audit found something wrong; 130 interrupted.
 `)
 		assert.Assert(t, !c.ran)
 	}

@@ -202,6 +202,9 @@ func settings(fs *flag.FlagSet) string {
 	return b.String()
 }
 
+// asTyped writes times of the package time, which a line ends with, as people do: 30m, 24h.
+var asTyped = strings.NewReplacer("h0m0s\n", "h", "m0s\n", "m", "\n", "")
+
 func usage(p Program, fs *flag.FlagSet) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "usage: %s [flags]", p.Name)
@@ -211,7 +214,7 @@ func usage(p Program, fs *flag.FlagSet) string {
 	if !p.Starts {
 		b.WriteString(" <document")
 	}
-	fmt.Fprintf(&b, " >document\n\n%s\n\nFlags (each also from the environment, as %s_NAME):\n", strings.TrimSpace(p.Manual), EnvPrefix)
+	fmt.Fprintf(&b, " >document\n\n%s\n\nFlags (most also from the environment, as %s_NAME):\n", strings.TrimSpace(p.Manual), EnvPrefix)
 	fs.VisitAll(func(f *flag.Flag) {
 		name, text := flag.UnquoteUsage(f)
 		line := "  --" + f.Name
@@ -222,11 +225,11 @@ func usage(p Program, fs *flag.FlagSet) string {
 			line += "..."
 		}
 		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "0s" {
-			text += fmt.Sprintf(" (default %s)", f.DefValue)
+			text += fmt.Sprintf(" (default %s)", asTyped.Replace(f.DefValue+"\n"))
 		}
 		fmt.Fprintf(&b, "%s\n        %s\n", line, text)
 	})
-	b.WriteString("\nExit status: 0 all done; 1 an error is recorded in the document; 2 wrong usage or\nunusable document; 3 done, but some modules failed\nor files were left out of the index; 130 interrupted.\n")
+	b.WriteString("\nExit status: 0 all done; 1 an error is recorded in the document; 2 wrong usage or\nunusable document; 3 done, but some modules failed, files were left out of the\nindex, or an audit found something wrong; 130 interrupted.\n")
 	return b.String()
 }
 
