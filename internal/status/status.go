@@ -79,10 +79,15 @@ type Package struct {
 	Kernel       string `json:"kernel,omitempty"` // that it is for, also in the spelling of package names; empty for none
 }
 
-// ParseRecords reads a status.json, whose size is for the caller to bound. It leaves out
-// the packages, which the caller knows better, and where they stand as Encode writes
-// them it does not look at them. What it does not understand, unknown fields too, is an
-// error: written again, they were lost.
+// Parse reads a status.json, whose size is for the caller to bound. What it does
+// not understand, unknown fields too, is an error: written again, they were lost.
+func Parse(raw []byte) (*Status, error) {
+	s := &Status{}
+	return s.check(raw, decode(raw, s))
+}
+
+// ParseRecords is Parse for those who know the packages better: it leaves them
+// out, and where they stand as Encode writes them it does not look at them.
 func ParseRecords(raw []byte) (*Status, error) {
 	// No line ends within a JSON string: this is where the list begins.
 	if i := bytes.Index(raw, []byte(packagesBegin)); i >= 0 && bytes.HasSuffix(raw, []byte(packagesEnd)) {

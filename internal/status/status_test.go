@@ -22,12 +22,6 @@ func encode(t testing.TB, s *Status) string {
 	return string(raw)
 }
 
-// parse reads all of a status.json, as programs elsewhere do.
-func parse(raw []byte) (*Status, error) {
-	s := &Status{}
-	return s.check(raw, decode(raw, s))
-}
-
 // TestMergeOrder merges the same records in many orders and portions: several
 // hosts' runs come to the same, and none counts twice.
 func TestMergeOrder(t *testing.T) {
@@ -131,7 +125,7 @@ func TestEncode(t *testing.T) {
 `)
 	assert.Equal(t, s.Records[0].Package, "b-dkms", "Encode changed what it encodes")
 	slices.Reverse(s.Records)
-	again, err := parse([]byte(encode(t, s)))
+	again, err := Parse([]byte(encode(t, s)))
 	assert.NilError(t, err)
 	assert.Equal(t, encode(t, again), encode(t, s))
 	again, err = ParseRecords([]byte(encode(t, s)))
@@ -168,7 +162,7 @@ func TestParseRefuses(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s, err := parse([]byte(tt.in))
+			s, err := Parse([]byte(tt.in))
 			assert.ErrorContains(t, err, "cannot read the status: ")
 			assert.ErrorContains(t, err, tt.want)
 			assert.Assert(t, s == nil)
@@ -176,7 +170,7 @@ func TestParseRefuses(t *testing.T) {
 			assert.Error(t, records, err.Error())
 		})
 	}
-	_, err := parse([]byte(`{"version":2}`))
+	_, err := Parse([]byte(`{"version":2}`))
 	assert.Assert(t, diag.Hint(err) != "")
 }
 
@@ -187,13 +181,13 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"version":1,"records":[{"status":"built","date":"0000-01-01T00:00:00+23:59"}]}`))
 	f.Add([]byte(`{"version":1,"records":[{"status":"failed","seconds":-1e300,"kernel":"-","debs":["/",""]}],"packages":[{"kernel":"-"}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		s, err := parse(raw)
+		s, err := Parse(raw)
 		if err != nil {
 			return
 		}
 		s.Merge(s.Records)
 		first := encode(t, s)
-		again, err := parse([]byte(first))
+		again, err := Parse([]byte(first))
 		assert.NilError(t, err)
 		again.Merge(s.Records)
 		assert.Equal(t, encode(t, again), first)
