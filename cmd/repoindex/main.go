@@ -43,7 +43,7 @@ type options struct {
 }
 
 func (o *options) flags(fs *flag.FlagSet) {
-	fs.StringVar(&o.description, "index-description", "Binary kernel modules built from DKMS packages", "`text` for the Description of Release")
+	fs.StringVar(&o.description, "index-description", "Binary kernel modules built from DKMS packages", "`text` for the Description of Release and the title of index.html")
 	fs.StringVar(&o.url, "index-url", "", "`URL` at which clients find the repository, for dkms2bin.sources (default its path)")
 	fs.StringVar(&o.signWith, "sign-with", "", "sign with this `key` of gpg: a fingerprint or an e-mail address")
 	fs.IntVar(&o.keep.Kernels, "keep-kernels", 0, "keep packages for the newest `N` kernels of each flavour (default all)")

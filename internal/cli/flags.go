@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/peterbourgon/ff/v3"
 )
@@ -97,7 +98,7 @@ func parseFlags(p Program, args []string) (options, error) {
 		return opts, flag.ErrHelp
 	}
 	if err != nil {
-		return opts, readable(err)
+		return opts, readable(fs, err)
 	}
 	if len(opts.operands) > 0 && p.Operands == "" {
 		return opts, Usagef("unexpected operand %q", opts.operands[0])
@@ -116,10 +117,27 @@ var flagErrors = []struct {
 }
 
 // readable puts the errors of the flag packages into this project's words.
-func readable(err error) error {
+func readable(fs *flag.FlagSet, err error) error {
 	text := err.Error()
 	for _, f := range flagErrors {
 		text = f.pattern.ReplaceAllString(text, f.text)
+	}
+	if start, ok := strings.CutSuffix(text, ": parse error"); ok {
+		name, _, _ := strings.Cut(strings.TrimPrefix(start, "--"), " ")
+		var value any
+		if f := fs.Lookup(name); f != nil {
+			if v, ok := f.Value.(flag.Getter); ok {
+				value = v.Get()
+			}
+		}
+		switch value.(type) {
+		case time.Duration:
+			text = start + ": not a time such as 90s, 30m or 168h"
+		case int:
+			text = start + ": not a whole number"
+		case bool:
+			text = start + ": neither true nor false"
+		}
 	}
 	return &UsageError{errors.New(text)}
 }

@@ -218,3 +218,13 @@ func TestList(t *testing.T) {
 	assert.NilError(t, fs.Parse([]string{"-dkms", "a", "-dkms", "b"}))
 	assert.Equal(t, l.String(), "a b")
 }
+
+func TestNoNumber(t *testing.T) {
+	t.Parallel()
+	p := Program{Name: "first", Starts: true, Flags: func(fs *flag.FlagSet) { fs.Int("jobs", 0, "") }}
+	for value, says := range map[string]string{"all": "not a whole number", "1.5": "not a whole number", "99999999999999999999": "value out of range"} {
+		res := run(t, p, "", "--jobs", value)
+		assert.Equal(t, res.code, 2)
+		assert.Assert(t, strings.HasPrefix(res.stderr, "first: error: --jobs \""+value+"\": "+says+"\n"), res.stderr)
+	}
+}
