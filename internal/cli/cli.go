@@ -116,7 +116,7 @@ func Run(p Program, args []string, stdin *os.File, stdout io.Writer, stderr io.W
 		if !errors.As(err, &usage) {
 			err = &UsageError{err}
 		}
-		err = diag.WithHint(err, "%s", orDefault(diag.Hint(err), p.Name+" -h lists the flags"))
+		err = diag.WithHint(err, "%s", orDefault(diag.Hint(err), "--help lists all flags"))
 		s.Msg.Error(err) // before stdin is read
 	}
 	if opts.check && err == nil && p.Fresh != nil {

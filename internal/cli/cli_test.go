@@ -190,16 +190,16 @@ func TestWrongUsage(t *testing.T) {
 		message string
 		hint    string
 	}{
-		{"unknown flag", []string{"--bogus"}, nil, "bogus", "recorder -h lists the flags"},
-		{"one that looks like a list", []string{"--bogus", "a", "b"}, nil, "bogus", "recorder -h lists the flags"},
-		{"no value", []string{"--out-dir"}, nil, "-out-dir", "recorder -h lists the flags"},
-		{"empty value of a list", []string{"--dkms", ""}, nil, "empty value", "recorder -h lists the flags"},
-		{"no time", []string{"--timeout", "soon"}, nil, `--timeout "soon": not a time such as 90s, 30m or 168h`, "recorder -h lists the flags"},
-		{"no unit", []string{"--timeout=5"}, nil, `--timeout "5": not a time such as 90s, 30m or 168h`, "recorder -h lists the flags"},
-		{"wrong boolean", []string{"--keep=maybe"}, nil, `--keep "maybe": neither true nor false`, "recorder -h lists the flags"},
-		{"operand", []string{"dir"}, nil, `unexpected operand "dir"`, "recorder -h lists the flags"},
-		{"no such configuration", []string{"--config", "/nowhere/file"}, nil, "/nowhere/file: no such file or directory", "recorder -h lists the flags"},
-		{"found by the check", nil, errors.New("cannot be"), "cannot be", "recorder -h lists the flags"},
+		{"unknown flag", []string{"--bogus"}, nil, "bogus", "--help lists all flags"},
+		{"one that looks like a list", []string{"--bogus", "a", "b"}, nil, "bogus", "--help lists all flags"},
+		{"no value", []string{"--out-dir"}, nil, "-out-dir", "--help lists all flags"},
+		{"empty value of a list", []string{"--dkms", ""}, nil, "empty value", "--help lists all flags"},
+		{"no time", []string{"--timeout", "soon"}, nil, `--timeout "soon": not a time such as 90s, 30m or 168h`, "--help lists all flags"},
+		{"no unit", []string{"--timeout=5"}, nil, `--timeout "5": not a time such as 90s, 30m or 168h`, "--help lists all flags"},
+		{"wrong boolean", []string{"--keep=maybe"}, nil, `--keep "maybe": neither true nor false`, "--help lists all flags"},
+		{"operand", []string{"dir"}, nil, `unexpected operand "dir"`, "--help lists all flags"},
+		{"no such configuration", []string{"--config", "/nowhere/file"}, nil, "/nowhere/file: no such file or directory", "--help lists all flags"},
+		{"found by the check", nil, errors.New("cannot be"), "cannot be", "--help lists all flags"},
 		{"with its own hint", nil, hinted, "it is missing", "make it"},
 	}
 	for _, tt := range tests {
