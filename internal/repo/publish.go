@@ -10,6 +10,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -186,12 +187,12 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 // sources is the text of the file that adds the repository to a client, in the
 // format of sources.list(5) for which a key may stand in the file itself.
 func (r *Repo) sources(opt Options) []byte {
-	url := opt.URL
-	if url == "" {
-		url = "file:" + r.dir
+	uri := opt.URL
+	if uri == "" {
+		uri = "file:" + (&url.URL{Path: r.dir}).EscapedPath()
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "Types: deb\nURIs: %s\nSuites: ./\n", url)
+	fmt.Fprintf(&b, "Types: deb\nURIs: %s\nSuites: ./\n", uri)
 	if opt.Key != nil {
 		fmt.Fprintf(&b, "Signed-By:\n%s\n", strings.TrimRight(opt.Key.SignedBy(), "\n"))
 	} else {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -394,4 +395,28 @@ func FuzzReadState(f *testing.F) {
 		_, err := os.Stat(outside)
 		assert.NilError(t, err)
 	})
+}
+
+// TestSourcesOfAnyDirectory: apt finds the directory whatever its name is.
+func TestSourcesOfAnyDirectory(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "a b\nTrusted: 100% \u00fc")
+	assert.NilError(t, os.Mkdir(dir, 0o755))
+	writeDeb(t, filepath.Join(dir, "a.deb"), control("aa", "1", "amd64"), "")
+	_, err := index(t.Context(), dir, testOptions())
+	assert.NilError(t, err)
+	text := read(t, dir, SourcesName)
+	assert.Equal(t, strings.Count(text, "\n"), 4, text)
+	assert.Assert(t, strings.Contains(text, "/a%20b%0ATrusted:%20100%25%20%C3%BC\nSuites: ./\nTrusted: yes\n"), text)
+
+	// And so it is for apt.
+	state := t.TempDir()
+	for _, name := range []string{"lists/partial", "cache/archives/partial"} {
+		assert.NilError(t, os.MkdirAll(filepath.Join(state, name), 0o755))
+	}
+	cmd := exec.CommandContext(t.Context(), "apt-get", "-o", "Dir::Etc::sourcelist="+filepath.Join(dir, SourcesName), "-o", "Dir::Etc::sourceparts=-",
+		"-o", "Dir::State::lists="+state+"/lists", "-o", "Dir::Cache="+state+"/cache", "-o", "APT::Sandbox::User=", "-o", "Debug::NoLocking=yes",
+		"-o", "APT::Update::Error-Mode=any", "update")
+	out, err := cmd.CombinedOutput()
+	assert.NilError(t, err, "%s", out)
 }
