@@ -56,15 +56,15 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 		}
 		err = errors.Join(err, b.tree.Close())
 	}()
-	if err := probe(ctx, s, b.tree); err != nil {
+	if err := b.openCache(); err != nil {
+		return err
+	}
+	if err := probe(ctx, s, b.tree, b.cache); err != nil {
 		return err
 	}
 	if b.tree.InPlace() {
 		s.Msg.Warn("%s", inPlaceWarning)
 		b.most.jobs = 1
-	}
-	if err := b.openCache(); err != nil {
-		return err
 	}
 	if err := b.chooseKernels(); err != nil {
 		return err
@@ -87,14 +87,17 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 
 const inPlaceWarning = "NO ISOLATION: packages are installed and built in this system's own root, as its root"
 
-// probe finds out how roots are put together in the tree here.
-func probe(ctx context.Context, s *cli.Session, tree *rootfs.Tree) error {
-	lack, err := tree.Probe(ctx)
-	if lack != "" && s.Doc.Tree.Copies == "" {
-		s.Msg.Info("roots are put together by copying, which takes more time and space: %s", lack)
+// probe finds out how roots are put together in the tree here. The cache may be nil.
+func probe(ctx context.Context, s *cli.Session, tree *rootfs.Tree, cache *rootfs.Cache) error {
+	lack, err := tree.Probe(ctx, cache)
+	if err != nil || !tree.Copies() {
+		return err
 	}
-	s.Doc.Tree.Copies = lack
-	return err
+	if s.Doc.Tree.Copies == "" {
+		s.Msg.Info("roots are put together by copying, which takes more time and space: %v", lack)
+	}
+	s.Doc.Tree.Copies = lack.Error()
+	return nil
 }
 
 // openCache opens the cache that the tree is made of.

@@ -49,7 +49,7 @@ func shell(ctx context.Context, s *cli.Session, want string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, tree.Close()) }()
-		if err := probe(ctx, s, tree); err != nil {
+		if err := probe(ctx, s, tree, nil); err != nil {
 			return err
 		}
 		below := append(layersOfBuild(s.Doc, r), k.Layer, s.Doc.Tree.Base)

@@ -140,7 +140,7 @@ func (m *listMaker) prioritise(ctx context.Context, inside apt.Inside) (changed 
 func (m *listMaker) renew(ctx context.Context, layer string) error {
 	const target = "/run/dkms2bin/lists"
 	inside := m.inside
-	inside.Spec.Root = sandbox.Root{Layers: append([]string{m.root.Upper}, m.root.Layers...)}
+	inside.Spec.Root = sandbox.Root{Layers: append([]string{m.root.Upper}, m.root.Layers...), Memory: m.root.Memory}
 	if m.root.Copies != "" {
 		inside.Spec.Root.Copies = m.root.Copies + "-view"
 	}

@@ -65,11 +65,15 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 			return err
 		}
 	}
-	if s.Doc.Tree.Copies, err = tree.Probe(ctx); err != nil {
+	lack, err := tree.Probe(ctx, cache)
+	switch {
+	case err != nil:
 		return err
-	}
-	if s.Doc.Tree.Copies != "" {
+	case tree.Copies():
+		s.Doc.Tree.Copies = lack.Error()
 		s.Msg.Info("roots are put together by copying, which takes more time and space: %s", s.Doc.Tree.Copies)
+	case lack != nil:
+		s.Msg.Info("what is written goes to memory first: %s", lack.Upper)
 	}
 	s.Doc.Tree.Log = filepath.Join(tree.Path, "records", "mkchroot.log")
 	log, err := os.Create(s.Doc.Tree.Log)

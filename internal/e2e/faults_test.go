@@ -220,8 +220,8 @@ func inMemoryGroup(t *testing.T, limit int64, c command) *command {
 	for _, kind := range []struct{ dir, limit string }{
 		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"}, {"/sys/fs/cgroup", "memory.max"},
 	} {
-		group := filepath.Join(kind.dir, fmt.Sprintf("dkms2bin-test-%d", os.Getpid()))
-		if os.Mkdir(group, 0o755) != nil {
+		group, err := os.MkdirTemp(kind.dir, "dkms2bin-test-")
+		if err != nil {
 			continue
 		}
 		t.Cleanup(func() { assert.NilError(t, os.Remove(group)) })

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -96,6 +97,13 @@ func run(m *testing.M) int {
 	if out, err := exec.Command("cp", "-r", filepath.Join(top, "scripts"), scripts).CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: %v\n%s", err, out)
 		return 1
+	}
+	// What whoever started the tests ignores, as a shell does for jobs in the background,
+	// the programs would ignore, too.
+	for _, sig := range []os.Signal{unix.SIGINT, unix.SIGQUIT, unix.SIGHUP} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
 	}
 	documents.dir, documents.seen = filepath.Join(dir, "documents"), map[[sha256.Size]byte]bool{}
 	if err := os.Mkdir(documents.dir, 0o755); err != nil {

@@ -32,11 +32,12 @@ func meansModules(t *testing.T) string {
 }
 
 // TestWithoutOverlay: in a work directory that lies on an overlay, as in a container
-// whose root is one, the same packages come from plain copies.
+// whose root is one, the same packages come by way of memory, and with too little of it
+// from plain copies; so they do where only the cache lies there.
 func TestWithoutOverlay(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("DKMS2BIN_NIGHTLY") == "" {
-		t.Skip("nightly: a base system is copied for each layer; the sandbox's tests have all but real packages")
+		t.Skip("nightly: layers are made again and again; the sandbox's tests have all but real packages")
 	}
 	tree, base := sharedTree(t), sharedBase(t)
 	kver, module := shared.doc.Kernels[0].Release, meansModules(t)
@@ -45,24 +46,57 @@ func TestWithoutOverlay(t *testing.T) {
 	command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", want}}.run(t).mustExit(t, state.ExitDone)
 
 	dir := t.TempDir()
-	for _, name := range []string{"lower", "upper", "overlay-work", "merged"} {
+	for _, name := range []string{"lower", "upper", "overlay-work", "merged", "disk"} {
 		assert.NilError(t, os.Mkdir(filepath.Join(dir, name), 0o755))
 	}
-	work := filepath.Join(dir, "merged")
-	assert.NilError(t, unix.Mount("overlay", work, "overlay", 0, "lowerdir="+dir+"/lower,upperdir="+dir+"/upper,workdir="+dir+"/overlay-work"))
-	t.Cleanup(func() { assert.NilError(t, unix.Unmount(work, 0)) })
-	for _, cache := range [][]string{{"--no-cache"}, {"--cache-dir", filepath.Join(work, "cache")}, {"--cache-dir", filepath.Join(work, "cache")}} {
-		out := t.TempDir()
-		made := command{name: "mkchroot", args: append([]string{"--work-dir", work, "--kver", kver, "--base", base}, cache...)}.run(t).mustExit(t, state.ExitDone)
-		made.mustSay(t, "roots are put together by copying", "the work directory lies on an overlay itself, as in a container: put it on a volume")
-		assert.Assert(t, strings.Contains(made.doc.Tree.Copies, "overlay"))
-		built := command{name: "dkmsbuild", stdin: made.raw, args: []string{"--dkms", "bbswitch-dkms", module}}.run(t).mustExit(t, state.ExitDone)
-		got := command{name: "debextract", stdin: built.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, state.ExitDone)
-		sameDebs(t, out, want)
-		command{name: "rmchroot", stdin: got.raw}.run(t).mustExit(t, state.ExitDone)
-		noTrees(t, work)
+	overlay, disk := filepath.Join(dir, "merged"), filepath.Join(dir, "disk")
+	assert.NilError(t, unix.Mount("overlay", overlay, "overlay", 0, "lowerdir="+dir+"/lower,upperdir="+dir+"/upper,workdir="+dir+"/overlay-work"))
+	t.Cleanup(func() { assert.NilError(t, unix.Unmount(overlay, 0)) })
+	inCache := []string{"--cache-dir", filepath.Join(overlay, "cache")}
+	for _, row := range []struct {
+		name, work string
+		cache      []string
+		memory     int64 // limit; 0: none
+	}{
+		{"memory, no cache", overlay, []string{"--no-cache"}, 0},
+		{"memory, cache", overlay, inCache, 0},
+		{"memory, from the cache", overlay, inCache, 0},
+		{"the cache alone", disk, inCache, 0},
+		{"the tree alone", overlay, []string{"--cache-dir", filepath.Join(disk, "cache")}, 0},
+		{"copies", overlay, []string{"--no-cache"}, 900 << 20},
+		{"copies, from a cache of memory's", overlay, inCache, 900 << 20},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			out := t.TempDir()
+			run := func(c command) result {
+				if row.memory == 0 {
+					return c.run(t).mustExit(t, state.ExitDone)
+				}
+				grouped := inMemoryGroup(t, row.memory, c)
+				if grouped == nil {
+					t.Skip("no memory control group can be made here")
+				}
+				return grouped.run(t).mustExit(t, state.ExitDone)
+			}
+			made := run(command{name: "mkchroot", args: append([]string{"--work-dir", row.work, "--kver", kver, "--base", base}, row.cache...)})
+			made.mustSay(t, "the work directory lies on an overlay itself, as in a container: put it on a volume")
+			if row.memory == 0 {
+				made.mustSay(t, "what is written goes to memory first")
+				assert.Equal(t, made.doc.Tree.Copies, "")
+			} else {
+				made.mustSay(t, "roots are put together by copying", "nor can memory take what is written: of the ")
+				assert.Assert(t, strings.Contains(made.doc.Tree.Copies, "overlay"))
+			}
+			built := run(command{name: "dkmsbuild", stdin: made.raw, args: []string{"--dkms", "bbswitch-dkms", module}})
+			got := command{name: "debextract", stdin: built.raw, args: []string{"--out-dir", out}}.run(t).mustExit(t, state.ExitDone)
+			sameDebs(t, out, want)
+			command{name: "rmchroot", stdin: got.raw}.run(t).mustExit(t, state.ExitDone)
+			noTrees(t, row.work)
+		})
 	}
-	command{name: "rmchroot", args: []string{"--cache", "--cache-dir", filepath.Join(work, "cache")}}.run(t).mustExit(t, 0)
+	for _, where := range []string{overlay, disk} {
+		command{name: "rmchroot", args: []string{"--cache", "--cache-dir", filepath.Join(where, "cache")}}.run(t).mustExit(t, 0)
+	}
 }
 
 // TestInPlace: in a container without any mounts, its own root is the tree. Here it is

@@ -39,7 +39,7 @@ func (t *Tree) TakeLayer(ctx context.Context, c *Cache, item Item, spec LayerSpe
 		}
 		return made, t.MakeLayer(ctx, spec)
 	}
-	if t.copies && len(spec.On) > 0 {
+	if (t.copies || t.memory > 0) && len(spec.On) > 0 {
 		// Its whiteouts may be others than those of overlayfs.
 		item.Key = append(slices.Clone(item.Key), "copies")
 	}

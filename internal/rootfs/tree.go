@@ -13,7 +13,7 @@
 //	run              the folder of the front end that the tree belongs to, if it does
 //	documents/       copies of the stages' documents
 //	in-place         there when this system's own root is the tree: layers lead to it
-//	copies           there when overlayfs could not be used, and says why
+//	copies           there when neither overlayfs nor memory could be used, and says why
 //	root/            empty; the sandbox puts its root together on it
 //
 // A layer is the upper directory that one run left inside an overlay. It
@@ -25,6 +25,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"dkms2bin/internal/diag"
+	"dkms2bin/internal/machine"
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/scratch"
 	"encoding/hex"
@@ -68,7 +69,8 @@ type Tree struct {
 	Path   string // absolute
 	lock   *os.File
 	busy   string // path of this process's mark
-	copies bool   // overlayfs cannot be used
+	copies bool   // neither overlayfs nor memory can be used for what is written
+	memory int64  // bytes of it for what one run writes, where overlayfs cannot write to the disk
 
 	inPlace bool
 }
@@ -282,32 +284,86 @@ func (t *Tree) Run() (run string, alive bool, err error) {
 	return string(text), alive, err
 }
 
-// Probe tries what can be done in the tree here, see sandbox.Probe. Once overlayfs could
-// not be used in a tree, it is not any more. The tree must be in use.
-func (t *Tree) Probe(ctx context.Context) (lack string, err error) {
+// Probe tries what can be done in the tree here, and in the cache, which may be nil, see
+// sandbox.Probe. Once roots of a tree were put together by copies, they always are. The
+// tree must be in use.
+func (t *Tree) Probe(ctx context.Context, cache *Cache) (lack *sandbox.Lack, err error) {
 	if t.inPlace {
-		return "", nil
+		return nil, nil
 	}
 	file := filepath.Join(t.Path, "copies")
 	text, err := os.ReadFile(file)
 	if err == nil {
 		t.copies = true
-		return string(text), nil
+		return &sandbox.Lack{Upper: string(text)}, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+		return nil, err
 	}
+	free := machine.Memory()
+	// Half of it for the builds side by side, which may write twice as much for a moment.
+	share := free / 4 / int64(machine.Cores())
+	if share < leastMemory {
+		share = 0
+	}
+	if lack, err = t.probe(ctx, cache, share); err != nil || lack == nil {
+		return nil, err
+	}
+	if lack.Memory == "" {
+		t.memory = share
+		return lack, nil
+	}
+	if share == 0 {
+		lack.Memory = fmt.Sprintf("of the %d MB that are free, a run would have less than %d MB", free>>20, leastMemory>>20)
+	}
+	t.copies = true
+	return lack, os.WriteFile(file, []byte(lack.Error()), 0o644)
+}
+
+// leastMemory is what the headers of a kernel need that bring its image along, in bytes.
+const leastMemory = 128 << 20
+
+// Copies says whether roots that are written to are put together by copies.
+func (t *Tree) Copies() bool { return t.copies }
+
+func (t *Tree) probe(ctx context.Context, cache *Cache, share int64) (lack *sandbox.Lack, err error) {
 	scratch := filepath.Join(t.Path, "scratch")
 	dir, err := os.MkdirTemp(scratch, "probe.")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, removeAll(scratch, filepath.Base(dir))) }()
-	if lack, err = sandbox.Probe(ctx, t.Mountpoint(), dir); err != nil || lack == "" {
-		return "", err
+	lack, err = sandbox.Probe(ctx, t.Mountpoint(), dir, share)
+	if err != nil || cache == nil || lack != nil && lack.Memory != "" {
+		return lack, err
 	}
-	t.copies = true
-	return lack, os.WriteFile(file, []byte(lack), 0o644)
+	making, lock, err := cache.begin("probe")
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	defer func() { err = errors.Join(err, removeAll(filepath.Split(making))) }()
+	if same, err := sameFileSystem(dir, making); same || err != nil {
+		return lack, err
+	}
+	inCache, err := sandbox.Probe(ctx, t.Mountpoint(), making, share)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use the cache %s: %w", cache.Path, err)
+	}
+	if lack == nil || inCache != nil && inCache.Memory != "" {
+		lack = inCache
+	}
+	return lack, nil
+}
+
+func sameFileSystem(a, b string) (bool, error) {
+	var stats [2]unix.Stat_t
+	for i, path := range []string{a, b} {
+		if err := unix.Stat(path, &stats[i]); err != nil {
+			return false, &fs.PathError{Op: "stat", Path: path, Err: err}
+		}
+	}
+	return stats[0].Dev == stats[1].Dev, nil
 }
 
 // LayerPath is the directory of a layer. Names are made of letters, digits and
@@ -425,8 +481,8 @@ func (t *Tree) MakeLayer(ctx context.Context, spec LayerSpec) (err error) {
 func (t *Tree) writable(dir, upper string, on []string) sandbox.Root {
 	root := t.Root(on...)
 	root.Upper, root.Work, root.Copies = upper, filepath.Join(dir, "work"), ""
-	if t.copies && len(on) > 0 {
-		root.Copies = filepath.Join(dir, "copies")
+	if (t.copies || t.memory > 0) && len(on) > 0 {
+		root.Memory, root.Copies = t.memory, filepath.Join(dir, "copies")
 	}
 	return root
 }

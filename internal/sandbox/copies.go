@@ -21,15 +21,25 @@ import (
 // after each run what has changed is put into Upper, as overlayfs would have done:
 // new and changed files, and whiteouts for those that are gone.
 //
-// A whiteout is a character device 0/0, as of overlayfs, and where such cannot be
-// made, an empty file with ".wh." before its name, as in layers of container images.
+// A whiteout is a character device 0/0, as of overlayfs; where such cannot be made, an
+// empty file with an attribute, in a directory with one, which overlayfs takes for the
+// same from Linux 6.7 on; and where there are no attributes, an empty file with ".wh."
+// before its name, as in layers of container images.
 
 // Names in Root.Copies.
 const (
 	copiedRoot   = "root"     // what the command sees as its root
 	snapshotFile = "snapshot" // what it was like without Upper; it is written last
 	whiteoutTag  = ".wh."
-	opaqueXattr  = "user.overlay.opaque"
+)
+
+// Attributes of overlayfs. A directory hides those of the layers below, or has
+// whiteouts that are files in it.
+const (
+	opaqueXattr   = "user.overlay.opaque"
+	whiteoutXattr = "user.overlay.whiteout"
+	hidesBelow    = "y"
+	hasWhiteouts  = "x"
 )
 
 // Tasks that the first process of a sandbox does by itself, in the host's tree.
@@ -39,14 +49,16 @@ const (
 	taskProbe   = "probe"
 )
 
-func doTask(conf config) error {
+func doTask(conf config, rep *report) error {
 	switch conf.Task {
 	case taskCompose:
 		return compose(conf.Root)
 	case taskCollect:
 		return collect(conf.Root)
 	default:
-		return probe(conf.Root, conf.Mountpoint)
+		lack, err := probe(conf.Root, conf.Mountpoint)
+		rep.Lack = lack
+		return err
 	}
 }
 
@@ -86,7 +98,7 @@ func compose(r Root) error {
 	}
 	c := &copier{}
 	for i := len(r.Layers) - 1; i >= 0; i-- {
-		if err := c.add(r.Layers[i], root); err != nil {
+		if err := c.add(r.Layers[i], root, ""); err != nil {
 			return err
 		}
 	}
@@ -96,7 +108,7 @@ func compose(r Root) error {
 	}
 	// What is changed from here on has a later time of change.
 	time.Sleep(2 * clockTick)
-	if err := (&copier{link: true}).add(r.Upper, root); err != nil {
+	if err := (&copier{link: true}).add(r.Upper, root, ""); err != nil {
 		return err
 	}
 	return os.Rename(snapshot+".new", snapshot)
@@ -115,7 +127,7 @@ func composeView(r Root) error {
 		return err
 	}
 	for i := len(r.Layers) - 1; i >= 0; i-- {
-		if err := (&copier{link: true}).add(r.Layers[i], making); err != nil {
+		if err := (&copier{link: true}).add(r.Layers[i], making, ""); err != nil {
 			return err
 		}
 	}
@@ -131,50 +143,90 @@ func composeView(r Root) error {
 // no link of a layer is followed.
 type copier struct {
 	link   bool                 // names for the same files, where the file system can
+	layer  string               // the directory, where it is a layer itself: what is hidden stays so
 	inodes map[[2]uint64]string // where a file with several names went
 }
 
-// add puts the layer at from on top of what is in to.
-func (c *copier) add(from, to string) error {
+// add puts the layer at from on top of what is in to. Below is what the layers below
+// the copier's layer look like.
+func (c *copier) add(from, to, below string) error {
 	from, err := filepath.EvalSymlinks(from) // in a cache
 	if err != nil {
 		return err
 	}
 	c.inodes = map[[2]uint64]string{}
-	return c.directory(from, to)
+	return c.directory(from, to, below, false)
 }
 
-func (c *copier) directory(from, to string) error {
-	if opaque, err := getXattr(from, opaqueXattr); err != nil {
+// directory is add for a directory. Below is "" where nothing of the layers below is
+// seen; replaces says that to stands for something that hid it.
+func (c *copier) directory(from, to, below string, replaces bool) error {
+	opaque, err := getXattr(from, opaqueXattr)
+	if err != nil {
 		return err
-	} else if string(opaque) == "y" {
+	}
+	if string(opaque) == hidesBelow {
+		replaces = true
 		if err := emptyDir(to); err != nil {
 			return err
 		}
+	}
+	if below, err = c.hide(to, below, replaces); err != nil {
+		return err
 	}
 	entries, err := os.ReadDir(from)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if err := c.entry(filepath.Join(from, e.Name()), filepath.Join(to, e.Name())); err != nil {
+		under := below
+		if under != "" {
+			under = filepath.Join(below, e.Name())
+		}
+		if err := c.entry(filepath.Join(from, e.Name()), filepath.Join(to, e.Name()), under); err != nil {
 			return err
 		}
 	}
 	return copyAttributes(from, to)
 }
 
-func (c *copier) entry(from, to string) error {
+// hide makes a directory of the copier's layer hide what is below if it replaces that,
+// and says what is seen then.
+func (c *copier) hide(to, below string, replaces bool) (seen string, err error) {
+	if below == "" || c.layer == "" {
+		return "", nil
+	}
+	if info, err := os.Lstat(below); errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || err == nil && !info.IsDir() {
+		return "", nil
+	} else if err != nil {
+		return "", err
+	}
+	if replaces {
+		return "", setXattr(to, opaqueXattr, hidesBelow)
+	}
+	opaque, err := getXattr(to, opaqueXattr)
+	if err != nil || string(opaque) == hidesBelow {
+		return "", err
+	}
+	return below, nil
+}
+
+func (c *copier) entry(from, to, below string) error {
 	var st, there unix.Stat_t
 	if err := unix.Lstat(from, &st); err != nil {
 		return &fs.PathError{Op: "lstat", Path: from, Err: err}
 	}
-	if hidden, ok := whiteout(from, &st); ok {
-		return os.RemoveAll(filepath.Join(filepath.Dir(to), hidden)) //nolint:forbidigo // as above
+	hidden, ok, err := whiteout(from, &st)
+	if err != nil {
+		return err
+	}
+	if ok {
+		return c.remove(filepath.Join(filepath.Dir(to), hidden), below)
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-	err := unix.Lstat(to, &there)
-	if err == nil && (!isDir || there.Mode&unix.S_IFMT != unix.S_IFDIR) {
+	err = unix.Lstat(to, &there)
+	replaces := err == nil && there.Mode&unix.S_IFMT != unix.S_IFDIR
+	if err == nil && (!isDir || replaces) {
 		err = errors.Join(os.RemoveAll(to), unix.ENOENT) //nolint:forbidigo // as above
 	}
 	if err != nil && !errors.Is(err, unix.ENOENT) {
@@ -184,7 +236,7 @@ func (c *copier) entry(from, to string) error {
 		if err := os.Mkdir(to, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		return c.directory(from, to)
+		return c.directory(from, to, below, replaces)
 	}
 	if c.link {
 		if err := os.Link(from, to); err == nil {
@@ -217,18 +269,36 @@ func (c *copier) entry(from, to string) error {
 	return copyAttributes(from, to)
 }
 
+// remove removes what a whiteout hides. In a layer it goes on to hide what is below.
+func (c *copier) remove(path, below string) error {
+	if err := os.RemoveAll(path); err != nil { //nolint:forbidigo // as above
+		return err
+	}
+	if c.layer == "" || below == "" {
+		return nil
+	}
+	_, err := os.Lstat(below)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	return errors.Join(err, makeWhiteout(c.layer, path))
+}
+
 // whiteout says whether a file of a layer stands for one that is gone, and gives the
 // name of that.
-func whiteout(path string, st *unix.Stat_t) (hides string, ok bool) {
+func whiteout(path string, st *unix.Stat_t) (hides string, ok bool, err error) {
 	name := filepath.Base(path)
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFCHR:
-		return name, st.Rdev == 0
-	case unix.S_IFREG:
-		hides, ok = strings.CutPrefix(name, whiteoutTag)
-		return hides, ok && hides != "" && hides != "." && hides != ".." && st.Size == 0
+	switch {
+	case st.Mode&unix.S_IFMT == unix.S_IFCHR:
+		return name, st.Rdev == 0, nil
+	case st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0:
+		if hides, ok = strings.CutPrefix(name, whiteoutTag); ok && hides != "" && hides != "." && hides != ".." {
+			return hides, true, nil
+		}
+		value, err := getXattr(path, whiteoutXattr)
+		return name, value != nil, err
 	}
-	return "", false
+	return "", false, nil
 }
 
 func copyContent(from, to string) (err error) {
@@ -306,6 +376,13 @@ func getXattr(path, name string) ([]byte, error) {
 		return nil, ignoreUnsupported(path, err)
 	}
 	return value[:n], nil
+}
+
+func setXattr(path, name, value string) error {
+	if err := unix.Lsetxattr(path, name, []byte(value), 0); err != nil {
+		return &fs.PathError{Op: "setxattr " + name, Path: path, Err: err}
+	}
+	return nil
 }
 
 func ignoreUnsupported(path string, err error) error {
@@ -414,6 +491,11 @@ func collect(r Root) error {
 	if err := errors.Join(moveAll(r.Upper, old), moveAll(made, r.Upper), copyAttributes(c.root, r.Upper)); err != nil {
 		return err
 	}
+	if mark, err := getXattr(made, opaqueXattr); err != nil || mark != nil {
+		if err = errors.Join(err, setXattr(r.Upper, opaqueXattr, string(mark))); err != nil {
+			return err
+		}
+	}
 	return os.RemoveAll(old) //nolint:forbidigo // as above
 }
 
@@ -466,7 +548,7 @@ func (c *collector) directory(dir string, before stamp) (changed bool, err error
 			continue
 		}
 		changed = true
-		if err := errors.Join(c.make(dir), makeWhiteout(c.upper+dir, name)); err != nil {
+		if err := errors.Join(c.make(dir), makeWhiteout(c.upper, c.upper+dir+name)); err != nil {
 			return false, err
 		}
 	}
@@ -494,9 +576,18 @@ func (c *collector) entry(dir string, e fs.DirEntry) (changed bool, err error) {
 // make makes a directory in the new Upper, with those above it.
 func (c *collector) make(dir string) error { return os.MkdirAll(c.upper+dir, 0o755) }
 
-func makeWhiteout(dir, name string) error {
-	if unix.Mknod(filepath.Join(dir, name), unix.S_IFCHR, 0) == nil {
+// makeWhiteout makes a whiteout in a layer.
+func makeWhiteout(layer, path string) error {
+	if unix.Mknod(path, unix.S_IFCHR, 0) == nil {
 		return nil
 	}
-	return os.WriteFile(filepath.Join(dir, whiteoutTag+name), nil, 0o644)
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		return err
+	}
+	dir, name := filepath.Split(path)
+	err := errors.Join(setXattr(path, whiteoutXattr, hidesBelow), setXattr(layer, opaqueXattr, hasWhiteouts), setXattr(dir, opaqueXattr, hasWhiteouts))
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return os.Rename(path, filepath.Join(dir, whiteoutTag+name))
+	}
+	return err
 }

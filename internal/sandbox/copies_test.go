@@ -38,10 +38,10 @@ func onOverlay(t *testing.T) string {
 // changes are two runs in the same root.
 var changes = []string{
 	`echo new >/etc/new; echo more >>/etc/old; rm /etc/gone /etc/both; chown 7:8 /etc/new; chmod 4711 /etc/mode
-	mkdir -p /var/lib/deep; chmod 700 /var/lib/deep; ln -s ../x /var/lib/deep/link; ln /etc/new /etc/hard
+	mkdir -p /var/lib/deep; chmod 700 /var/lib/deep; ln -s ../x /var/lib/deep/link; ln /etc/new /etc/hard; echo linked >>/etc/hard
 	rm -r /etc/dir; mkdir /etc/dir; echo fresh >/etc/dir/fresh; rm -r /etc/dir2; echo file >/etc/dir2; rm /etc/file2; mkdir /etc/file2
 	busybox mv /etc/moved /etc/moved2; busybox mkfifo /etc/fifo; ln -sf elsewhere /etc/link`,
-	`echo again >>/etc/new; rm /var/lib/deep/link; rm -r /etc/dir; echo both >/etc/both; chmod 750 /etc/moved2; : >/etc/last`,
+	`echo again >>/etc/mode; rm /etc/dir2; mkdir /etc/dir2; echo y >/etc/dir2/y; rmdir /etc/file2; rm /var/lib/deep/link; rm -r /etc/dir; echo both >/etc/both; chmod 750 /etc/moved2; : >/etc/last`,
 }
 
 // seen is what a root looks like from inside.
@@ -53,14 +53,14 @@ const seen = `busybox find /etc /var -xdev | while read -r f; do
 func TestCopies(t *testing.T) {
 	t.Parallel()
 	look := map[string][]string{}
-	for _, kind := range []string{"overlay", "copies", "copies on an overlay"} {
+	for _, kind := range []string{"overlay", "copies", "copies on an overlay", "memory", "memory on an overlay"} {
 		b := newBox(t)
 		for _, file := range []string{"old", "gone", "both", "mode", "dir/one", "dir/two", "dir2/one", "file2", "moved/one", "moved/sub/two", "kept/one"} {
 			write(t, filepath.Join(b.base(), "etc", file), file+"\n", 0o644)
 		}
 		assert.NilError(t, os.Symlink("somewhere", filepath.Join(b.base(), "etc/link")))
 		before := contents(t, b.base())
-		if kind == "copies on an overlay" {
+		if strings.HasSuffix(kind, "on an overlay") {
 			dir := onOverlay(t)
 			assert.NilError(t, os.CopyFS(filepath.Join(dir, "base"), os.DirFS(b.base())))
 			for _, name := range []string{"upper", "work", "root"} {
@@ -71,6 +71,10 @@ func TestCopies(t *testing.T) {
 		}
 		place := func(spec Spec, name string) Spec {
 			if kind == "overlay" {
+				return spec
+			}
+			if strings.HasPrefix(kind, "memory") {
+				spec.Root.Memory = testMemory
 				return spec
 			}
 			return onCopies(spec, filepath.Join(b.dir, name))
@@ -113,8 +117,9 @@ func TestCopies(t *testing.T) {
 		look[kind] = append(look[kind], out)
 	}
 	assert.Assert(t, strings.Contains(look["overlay"][0], "/etc/new 81a4 7:8"), look["overlay"][0])
-	assert.DeepEqual(t, look["copies"], look["overlay"])
-	assert.DeepEqual(t, look["copies on an overlay"], look["overlay"])
+	for kind := range look {
+		assert.DeepEqual(t, look[kind], look["overlay"])
+	}
 }
 
 // TestCopiesTakeOnlyChanges: what did not change is not in the layer that is left.
@@ -143,21 +148,25 @@ func TestCopiesTakeOnlyChanges(t *testing.T) {
 func TestProbe(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
-	probe := func(dir string) (string, error) {
+	probe := func(dir string, memory int64) (*Lack, error) {
 		try := filepath.Join(dir, "try")
 		assert.NilError(t, os.Mkdir(try, 0o755))
-		lack, err := Probe(t.Context(), filepath.Join(b.dir, "root"), try)
+		lack, err := Probe(t.Context(), filepath.Join(b.dir, "root"), try, memory)
 		left, readErr := os.ReadDir(try)
 		assert.NilError(t, readErr)
 		assert.Equal(t, len(left), 0)
 		return lack, err
 	}
-	lack, err := probe(b.dir)
+	lack, err := probe(b.dir, testMemory)
 	assert.NilError(t, err)
-	assert.Equal(t, lack, "")
-	lack, err = probe(onOverlay(t))
-	assert.NilError(t, err)
-	assert.Assert(t, strings.Contains(lack, "the work directory lies on an overlay itself, as in a container: put it on a volume"), lack)
+	assert.Assert(t, lack == nil, lack)
+	const upper = "the work directory lies on an overlay itself, as in a container: put it on a volume"
+	for memory, want := range map[int64]string{testMemory: "", 0: "there is too little"} {
+		lack, err = probe(onOverlay(t), memory)
+		assert.NilError(t, err)
+		assert.Assert(t, strings.Contains(lack.Upper, upper), lack)
+		assert.Equal(t, lack.Memory, want)
+	}
 	assert.Assert(t, !mounted(t, b.dir))
 }
 
@@ -200,6 +209,6 @@ func TestProbeInContainers(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		assert.NilError(t, err, "%s", out)
 		assert.Assert(t, strings.Contains(string(out), want) && strings.Contains(string(out), "mkchroot --in-place does without"), "%s: %s", role, out)
-		assert.Assert(t, strings.Contains(string(out), "lack: \n"), "%s", out)
+		assert.Assert(t, strings.Contains(string(out), "lack: <nil>\n"), "%s", out)
 	}
 }

@@ -104,45 +104,50 @@ func (b box) as(t *testing.T, cred *syscall.Credential, role string, args ...str
 // IDs sees, too.
 func TestOrdinaryUser(t *testing.T) {
 	cred := newUser(t, "dkms2bin-a", "--no-create-home")
-	b := newBox(t)
-	write(t, filepath.Join(b.base(), "bin/attempts"), string(buildAttempts(t)), 0o755)
-	out, err := b.as(t, cred, "run", "sh", "-c", `
+	var b box
+	for _, role := range []string{"run", "memory"} {
+		b = newBox(t)
+		write(t, filepath.Join(b.base(), "bin/attempts"), string(buildAttempts(t)), 0o755)
+		out, err := b.as(t, cred, role, "sh", "-c", `
 		id -u; id -g; cat /proc/sys/kernel/ostype
 		echo x >/etc/new; chown 33:42 /etc/new; chmod 600 /etc/new; stat -c '%u:%g' /etc/new; cat /etc/new
 		echo y >/etc/own; chmod 4755 /etc/own; mkdir -m 700 /var/closed; chown 42:42 /var/closed; echo z >/var/closed/file
 		VICTIM=/nowhere attempts`)
-	assert.NilError(t, err, "%s", out)
-	assert.Assert(t, strings.HasPrefix(out, "0\n0\nLinux\n33:42\nx\n"), out)
-	for name, outcome := range outcomes(out) {
-		works := strings.HasPrefix(name, "works_") || name == "i386_getpid" || name == "i386_inet"
-		assert.Check(t, (outcome == "done") == works, "%s: %s", name, outcome)
+		assert.NilError(t, err, "%s", out)
+		assert.Assert(t, strings.HasPrefix(out, "0\n0\nLinux\n33:42\nx\n"), out)
+		for name, outcome := range outcomes(out) {
+			works := strings.HasPrefix(name, "works_") || name == "i386_getpid" || name == "i386_inet"
+			assert.Check(t, (outcome == "done") == works, "%s: %s", name, outcome)
+		}
+		owner := func(name string) *syscall.Stat_t {
+			info, err := os.Lstat(filepath.Join(b.upper(), name))
+			assert.NilError(t, err)
+			return info.Sys().(*syscall.Stat_t)
+		}
+		assert.Equal(t, owner("etc/own").Uid, cred.Uid)
+		assert.Assert(t, owner("etc/new").Uid > 65535 && owner("etc/new").Uid != owner("etc/new").Gid)
 	}
-	owner := func(name string) *syscall.Stat_t {
-		info, err := os.Lstat(filepath.Join(b.upper(), name))
+
+	// And where overlayfs cannot write to the disk.
+	for _, how := range []string{"copies", "memory"} {
+		b2 := newBox(t)
+		out, err := b2.as(t, cred, how, "sh", "-c", `
+			echo x >/etc/new; chown 33:42 /etc/new; mkdir -m 700 /var/closed; echo z >/var/closed/file; chown -R 42:42 /var/closed; rm /etc/hosts`)
+		assert.NilError(t, err, "%s", out)
+		for _, layers := range []string{how, "run"} { // the same root once more, and by overlayfs what was left
+			cmd := exec.CommandContext(t.Context(), filepath.Join(b2.dir, "self"), b2.dir, "sh", "-c", "stat -c %u:%g:%a /etc/new /var/closed /var/closed/file; cat /var/closed/file; ls /etc")
+			cmd.Dir, cmd.Env = "/", []string{roleVar + "=" + layers, "PATH=" + os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0"}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+			text, err := cmd.CombinedOutput()
+			assert.NilError(t, err, "%s", text)
+			assert.Equal(t, string(text), "33:42:644\n42:42:700\n42:42:644\nz\nnew\n", layers)
+		}
+		info, err := os.Lstat(filepath.Join(b2.upper(), "etc/hosts"))
 		assert.NilError(t, err)
-		return info.Sys().(*syscall.Stat_t)
+		assert.Assert(t, info.Mode()&fs.ModeCharDevice != 0)
 	}
-	assert.Equal(t, owner("etc/own").Uid, cred.Uid)
-	assert.Assert(t, owner("etc/new").Uid > 65535 && owner("etc/new").Uid != owner("etc/new").Gid)
 
-	// And where roots are put together by copying.
-	b2 := newBox(t)
-	out, err = b2.as(t, cred, "copies", "sh", "-c", `
-		echo x >/etc/new; chown 33:42 /etc/new; mkdir -m 700 /var/closed; echo z >/var/closed/file; chown -R 42:42 /var/closed; rm /etc/hosts`)
-	assert.NilError(t, err, "%s", out)
-	for _, layers := range []string{"copies", "run"} { // the same root once more, and by overlayfs what was left
-		cmd := exec.CommandContext(t.Context(), filepath.Join(b2.dir, "self"), b2.dir, "sh", "-c", "stat -c %u:%g:%a /etc/new /var/closed /var/closed/file; cat /var/closed/file; ls /etc")
-		cmd.Dir, cmd.Env = "/", []string{roleVar + "=" + layers, "PATH=" + os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0"}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
-		text, err := cmd.CombinedOutput()
-		assert.NilError(t, err, "%s", text)
-		assert.Equal(t, string(text), "33:42:644\n42:42:700\n42:42:644\nz\nnew\n", layers)
-	}
-	info, err := os.Lstat(filepath.Join(b2.upper(), "etc/hosts"))
-	assert.NilError(t, err)
-	assert.Assert(t, info.Mode()&fs.ModeCharDevice != 0)
-
-	out, err = b.as(t, cred, "host", "sh", "-c", "id -u; ls /home /run; mount -t tmpfs none /tmp && echo mounted; echo x >/etc/dkms2bin-test")
+	out, err := b.as(t, cred, "host", "sh", "-c", "id -u; ls /home /run; mount -t tmpfs none /tmp && echo mounted; echo x >/etc/dkms2bin-test")
 	assert.ErrorContains(t, err, "exit status")
 	assert.Assert(t, strings.Contains(out, "mounted\n") && strings.Contains(out, "ead-only file system"), out)
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -40,11 +41,7 @@ func Init() {
 	runtime.LockOSThread()
 	rep := report{}
 	err := enter(&rep)
-	var l *lackError
-	switch {
-	case errors.As(err, &l):
-		rep.Lack = l.lack
-	case err != nil:
+	if err != nil {
 		rep.Error = err.Error()
 	}
 	out, err := json.Marshal(rep)
@@ -83,13 +80,18 @@ func enter(rep *report) error {
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot set the parent-death signal: %w", err)
 	}
+	var stopped atomic.Bool
 	go func() {
-		_, _ = unix.Read(fdLife, make([]byte, 1))
+		if n, _ := unix.Read(fdLife, make([]byte, 1)); n == 1 {
+			stopped.Store(true)
+			killOthers()
+			_, _ = unix.Read(fdLife, make([]byte, 1))
+		}
 		unix.Exit(1)
 	}()
 	unix.Umask(0o022)
 	if conf.Task != "" {
-		return doTask(conf)
+		return doTask(conf, rep)
 	}
 	if err := unix.Sethostname([]byte("dkms2bin")); err != nil {
 		return fmt.Errorf("cannot set the host name: %w", err)
@@ -102,7 +104,8 @@ func enter(rep *report) error {
 	if err := forgetHost(); err != nil {
 		return err
 	}
-	if err := makeRoot(conf); err != nil {
+	w, err := makeRoot(conf)
+	if err != nil {
 		return err
 	}
 	if !conf.Root.Host {
@@ -113,7 +116,24 @@ func enter(rep *report) error {
 	if err := filterCalls(); err != nil {
 		return err
 	}
-	return runCommand(conf, rep)
+	err = runCommand(conf, rep, func() {
+		if stopped.Load() {
+			killOthers()
+		}
+		if w != nil && !conf.Terminal { // a shell's user sees that there is no space
+			go w.watch()
+		}
+	})
+	if err != nil || w == nil {
+		return err
+	}
+	if err := reapAll(); err != nil {
+		return err
+	}
+	if rep.Full = !conf.Terminal && w.tooMuch(); rep.Full {
+		return nil
+	}
+	return w.keep("/proc")
 }
 
 // forgetHost gives up what a process inherits and namespaces do not take away.
@@ -220,9 +240,9 @@ func dropCapabilities() error {
 	return nil
 }
 
-// runCommand starts the command, reaps whatever ends inside, and returns when
-// the command itself has ended.
-func runCommand(conf config, rep *report) error {
+// runCommand starts the command, calls started, reaps whatever ends inside, and returns
+// when the command itself has ended.
+func runCommand(conf config, rep *report, started func()) error {
 	path, err := lookPath(conf.Args[0], conf.Env)
 	if err != nil {
 		return err
@@ -235,6 +255,7 @@ func runCommand(conf config, rep *report) error {
 	if err != nil {
 		return fmt.Errorf("cannot start %s: %w", path, err)
 	}
+	started()
 	for {
 		var status unix.WaitStatus
 		got, err := unix.Wait4(-1, &status, 0, nil)

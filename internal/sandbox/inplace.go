@@ -44,7 +44,7 @@ func runInPlace(conf config, rep *report) (err error) {
 		}
 	}()
 	defer close(over)
-	err = runCommand(conf, rep)
+	err = runCommand(conf, rep, func() {})
 	// What it left behind, daemons for instance, is a child of this process now.
 	go func() {
 		for killAll(os.Getpid()) {

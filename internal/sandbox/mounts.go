@@ -13,55 +13,61 @@ import (
 
 // makeRoot puts the root together on conf.Mountpoint and makes it this
 // process's root directory. Afterwards nothing of the host's tree can be
-// reached except through the binds that were asked for.
-func makeRoot(conf config) error {
+// reached except through the binds that were asked for. What is written to memory is
+// returned, where anything is.
+func makeRoot(conf config) (w *written, err error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("cannot make the mounts private: %w", err)
+		return nil, fmt.Errorf("cannot make the mounts private: %w", err)
 	}
 	root := conf.Mountpoint
-	if err := mountRoot(conf.Root, root); err != nil {
-		return err
+	if conf.Root.Memory > 0 && conf.Root.Upper != "" && len(conf.Root.Layers) > 0 {
+		w, err = mountInMemory(conf.Root, root)
+	} else {
+		err = mountRoot(conf.Root, root)
+	}
+	if err != nil {
+		return nil, err
 	}
 	tmp := conf.Root.Upper == "" // nothing else can be written to
 	if err := mountSystem(root, tmp); err != nil {
-		return err
+		return nil, err
 	}
 	if !conf.RealRoot {
 		if err := endNamespaces(filepath.Join(root, "proc")); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := freezeProc(filepath.Join(root, "proc"), filepath.Join(root, "dev/null")); err != nil {
-		return err
+		return nil, err
 	}
 	files := conf.Files
 	if conf.Network {
 		resolver, err := resolverFiles(conf.Root.Host)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		files = append(resolver, files...)
 	}
 	if err := placeFiles(root, files, tmp); err != nil {
-		return err
+		return nil, err
 	}
 	for _, b := range conf.Binds {
 		if err := bindInto(root, b, tmp); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := os.Chdir(root); err != nil {
-		return err
+		return nil, err
 	}
 	// pivot_root(2): with both arguments the same directory, the old root ends
 	// up on top of the new one and can be detached at once.
 	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("cannot change the root: %w", err)
+		return nil, fmt.Errorf("cannot change the root: %w", err)
 	}
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("cannot detach the host's root: %w", err)
+		return nil, fmt.Errorf("cannot detach the host's root: %w", err)
 	}
-	return os.Chdir("/")
+	return w, os.Chdir("/")
 }
 
 func mountRoot(r Root, root string) error {

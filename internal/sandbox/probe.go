@@ -10,43 +10,58 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Probe tries what this host, or the container that this is, allows for trees in dir.
-// An error says why nothing can be run at all. Lack, if it is not "", says why no
-// overlay can be written to in dir, so that roots must be put together by copies. Both
-// name what would allow it, as far as that can be seen. Dir is left empty.
-func Probe(ctx context.Context, mountpoint, dir string) (lack string, err error) {
-	err = run(ctx, Spec{Root: Root{Work: dir}, Mountpoint: mountpoint, task: taskProbe})
-	var l *lackError
-	if errors.As(err, &l) {
-		return l.lack, nil
-	}
-	return "", err
+// A Lack is what a probe found missing, with what would allow it as far as that can be
+// seen. It is an error for those who cannot do without.
+type Lack struct {
+	Upper  string `json:",omitempty"` // why no overlay can be written to in the directory; "" if one can
+	Memory string `json:",omitempty"` // and why Root.Memory cannot be used instead
 }
 
-// A lackError is what a probe found missing for an overlay.
-type lackError struct{ lack string }
+func (l *Lack) Error() string {
+	if l.Memory == "" {
+		return l.Upper
+	}
+	return l.Upper + "; nor can memory take what is written: " + l.Memory
+}
 
-func (e *lackError) Error() string { return e.lack }
+// Probe tries what this host, or the container that this is, allows for trees in dir,
+// with so much memory for what is written. An error says why nothing can be run at all.
+// Lack is nil where overlayfs can be used, and without Memory where Root.Memory can;
+// otherwise roots must be put together by copies. Dir is left empty.
+func Probe(ctx context.Context, mountpoint, dir string, memory int64) (lack *Lack, err error) {
+	err = run(ctx, Spec{Root: Root{Work: dir, Memory: memory}, Mountpoint: mountpoint, task: taskProbe})
+	if errors.As(err, &lack) {
+		return lack, nil
+	}
+	return nil, err
+}
 
-func probe(r Root, mountpoint string) error {
+func probe(r Root, mountpoint string) (*Lack, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("cannot make the mounts private: %w%s", err, mountAdvice)
+		return nil, fmt.Errorf("cannot make the mounts private: %w%s", err, mountAdvice)
 	}
 	if err := unix.Mount("tmpfs", mountpoint, "tmpfs", 0, ""); err != nil {
-		return fmt.Errorf("cannot mount a tmpfs: %w%s", err, mountAdvice)
+		return nil, fmt.Errorf("cannot mount a tmpfs: %w%s", err, mountAdvice)
 	}
 	if err := unix.Unmount(mountpoint, unix.MNT_DETACH); err != nil {
-		return err
+		return nil, err
 	}
 	defer emptyDir(r.Work) //nolint:errcheck // it is removed with the tree
 	if err := canHoldTree(r.Work); err != nil {
-		return fmt.Errorf("the file system of the work directory cannot hold a tree, which needs owners, modes and links: %w: "+
+		return nil, fmt.Errorf("the file system of the work directory cannot hold a tree, which needs owners, modes and links: %w: "+
 			"--work-dir names a directory on another one", err)
 	}
-	if err := tryOverlay(r.Work, mountpoint); err != nil {
-		return &lackError{err.Error()}
+	err := tryOverlay(r.Work, mountpoint, 0)
+	if err == nil {
+		return nil, nil
 	}
-	return nil
+	lack := &Lack{Upper: err.Error()}
+	if r.Memory == 0 {
+		lack.Memory = "there is too little"
+	} else if err := errors.Join(emptyDir(r.Work), tryOverlay(r.Work, mountpoint, r.Memory)); err != nil {
+		lack.Memory = err.Error()
+	}
+	return lack, nil
 }
 
 const mountAdvice = ": the container that this runs in forbids mounts, which docker run " +
@@ -69,9 +84,9 @@ func canHoldTree(dir string) error {
 	return err
 }
 
-// tryOverlay does in an overlay what packages do.
-func tryOverlay(dir, mountpoint string) error {
-	r := Root{Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")}
+// tryOverlay does in an overlay what packages do, and looks at what is left of it.
+func tryOverlay(dir, mountpoint string, memory int64) error {
+	r := Root{Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"), Memory: memory}
 	for _, name := range []string{"one", "two"} {
 		layer := filepath.Join(dir, name)
 		r.Layers = append(r.Layers, layer)
@@ -83,16 +98,27 @@ func tryOverlay(dir, mountpoint string) error {
 	if err := errors.Join(os.Mkdir(r.Upper, 0o755), os.Mkdir(r.Work, 0o755)); err != nil {
 		return err
 	}
-	if err := mountRoot(r, mountpoint); err != nil {
+	var w *written
+	var err error
+	if memory > 0 {
+		w, err = mountInMemory(r, mountpoint)
+	} else {
+		err = mountRoot(r, mountpoint)
+	}
+	if err != nil {
 		return err
 	}
-	defer unix.Unmount(mountpoint, unix.MNT_DETACH) //nolint:errcheck // it goes with the namespace
 	at := func(name string) string { return filepath.Join(mountpoint, name) }
-	err := errors.Join(os.Chown(at("replaced/file"), 1, 1), os.Remove(at("removed")), os.Remove(at("replaced/file")),
+	err = errors.Join(os.Chown(at("replaced/file"), 1, 1), os.Remove(at("removed")), os.Remove(at("replaced/file")),
 		os.Remove(at("replaced")), os.Mkdir(at("replaced"), 0o755))
-	if err == nil {
-		if _, there := os.Stat(at("replaced/file")); there == nil {
-			err = errors.New("what was removed is still there")
+	if err == nil && w != nil {
+		if err = w.keep(mountpoint); err == nil { // and what was kept looks the same
+			err = mountRoot(Root{Layers: append([]string{r.Upper}, r.Layers...)}, mountpoint)
+		}
+	}
+	for _, gone := range []string{"removed", "replaced/file"} {
+		if _, there := os.Lstat(at(gone)); err == nil && there == nil {
+			err = errors.New("what was removed is still there, for want of Linux 6.7 or of extended attributes of files")
 		}
 	}
 	if err != nil {

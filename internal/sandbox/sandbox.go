@@ -43,9 +43,14 @@ type Root struct {
 	// beside it, on the same file system, that overlayfs asks for. Without
 	// them the root is read-only. Without Layers Upper alone is the root.
 	Upper, Work string
+	// Memory, where it is not 0, is how many bytes of memory may take what a run writes,
+	// where overlayfs can read Layers but cannot write to Upper. At the end of the run it
+	// becomes part of Upper; of one that ctx cancels, nothing does.
+	Memory int64
 	// Copies, where it is set, is a directory in which the root is put together by
-	// copying, where overlayfs cannot be used. It is made by the first run and serves
-	// further ones with the same root; with Upper it is on the same file system.
+	// copying, where overlayfs cannot be used, or Memory is too little. It is made by the
+	// first run and serves further ones with the same root; with Upper it is on the same
+	// file system.
 	Copies string
 	// Host shows the host's own root, read-only, for the programs that make
 	// the first tree. The command keeps all capabilities within its user
@@ -62,7 +67,7 @@ type Root struct {
 // it from outside has to change it in each.
 func (r Root) Written() []string {
 	dirs := []string{r.Upper}
-	if r.Copies != "" {
+	if r.Copies != "" && !r.inMemory() {
 		dirs = append(dirs, filepath.Join(r.Copies, copiedRoot))
 	}
 	return dirs
@@ -181,7 +186,8 @@ type config struct {
 // report is what the first process tells the parent.
 type report struct {
 	Error  string `json:",omitempty"` // the sandbox could not be set up
-	Lack   string `json:",omitempty"` // what the probe found missing
+	Lack   *Lack  `json:",omitempty"` // what the probe found missing
+	Full   bool   `json:",omitempty"` // it was stopped for want of Root.Memory
 	Code   int
 	Signal syscall.Signal
 }
@@ -204,6 +210,13 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	if len(spec.Args) == 0 {
 		return errors.New("cannot run in the sandbox: no command")
 	}
+	if spec.Root.inMemory() {
+		err := run(ctx, spec)
+		if !errors.Is(err, errMemory) || spec.Root.Copies == "" {
+			return err
+		}
+	}
+	spec.Root.Memory = 0
 	if spec.Root.Copies != "" {
 		return runOnCopies(ctx, spec)
 	}
@@ -309,10 +322,13 @@ func run(ctx context.Context, spec Spec) (err error) {
 		}
 	}
 	stop := context.AfterFunc(ctx, func() {
-		if isolated {
-			_ = cmd.Process.Kill()
-		} else {
+		switch {
+		case !isolated:
 			lifeW.Close() // it has to end what it started
+		case spec.Root.Memory > 0 && !errors.Is(ctx.Err(), context.Canceled):
+			_, _ = lifeW.Write([]byte{1}) // somebody will look at what it has written
+		default:
+			_ = cmd.Process.Kill()
 		}
 	})
 	defer stop()
@@ -345,8 +361,11 @@ func run(ctx context.Context, spec Spec) (err error) {
 	default:
 		return fmt.Errorf("%w (%w)", ErrDied, errors.Join(waitErr, readErr))
 	}
-	if rep.Lack != "" {
-		return &lackError{rep.Lack}
+	if rep.Lack != nil {
+		return rep.Lack
+	}
+	if rep.Full {
+		return errMemory
 	}
 	if rep.Error != "" {
 		return errors.New(rep.Error)

@@ -39,8 +39,8 @@ func play(role string, args []string) int {
 		fmt.Fprintln(os.Stderr, refuse(role))
 		return 92
 	case "probe":
-		lack, err := Probe(context.Background(), filepath.Join(args[0], "root"), filepath.Join(args[0], "work"))
-		fmt.Printf("lack: %s\nerror: %v\n", lack, err)
+		lack, err := Probe(context.Background(), filepath.Join(args[0], "root"), filepath.Join(args[0], "work"), testMemory)
+		fmt.Printf("lack: %v\nerror: %v\n", lack, err)
 		return 0
 	}
 	b := boxAt(args[0])
@@ -49,6 +49,8 @@ func play(role string, args []string) int {
 	case "run":
 	case "host", "real root":
 		spec.Root, spec.Env, spec.RealRoot = Root{Host: true}, DefaultEnv(), role == "real root"
+	case "memory":
+		spec.Root.Memory = testMemory
 	case "copies":
 		spec.Root.Copies = filepath.Join(b.dir, "copies")
 	case "in place":
@@ -74,6 +76,9 @@ func play(role string, args []string) int {
 	return 0
 }
 
+// testMemory is what runs of tests may write to memory.
+const testMemory = 16 << 20
+
 // A box is a tiny tree of busybox, with an empty writable layer over it.
 type box struct{ dir string }
 
@@ -85,7 +90,7 @@ func (b box) upper() string { return filepath.Join(b.dir, "upper") }
 // applets are the programs of the tree.
 var applets = []string{
 	"cat", "chmod", "chown", "chroot", "cp", "dd", "echo", "env", "grep", "head", "hostname", "id", "ip", "kill", "ln", "ls",
-	"mkdir", "mknod", "mount", "nc", "readlink", "rm", "seq", "setsid", "sh", "sleep", "stat", "touch", "tty", "umount",
+	"mkdir", "mknod", "mount", "nc", "readlink", "rm", "rmdir", "seq", "setsid", "sh", "sleep", "stat", "touch", "tty", "umount",
 }
 
 const busybox = "/bin/busybox"
