@@ -434,24 +434,28 @@ func saveTarball(layer *os.Root, m Module, to string) error {
 		if !e.Type().IsRegular() || !strings.HasSuffix(e.Name(), ".tar.gz") {
 			continue
 		}
-		from, err := openRegular(layer, path.Join(dir, e.Name()))
-		if err != nil {
-			return odd(err)
-		}
-		defer from.Close()
-		info, err := from.Stat()
-		if err != nil {
+		if err := saveArchive(layer, path.Join(dir, e.Name()), to); err != nil {
 			return err
 		}
-		if info.Size() > maxArchive {
-			return odd(fmt.Errorf("%s has %d bytes, more than any archive", e.Name(), info.Size()))
-		}
-		if err := copyTo(to, from); err != nil {
-			return err
-		}
-		return layer.RemoveAll(dir)
+		return layer.RemoveAll(dir) // in which nothing is open, which NFS would keep
 	}
 	return odd(&fs.PathError{Op: "find an archive in", Path: dir, Err: fs.ErrNotExist})
+}
+
+func saveArchive(layer *os.Root, name, to string) error {
+	from, err := openRegular(layer, name)
+	if err != nil {
+		return odd(err)
+	}
+	defer from.Close()
+	info, err := from.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() > maxArchive {
+		return odd(fmt.Errorf("%s has %d bytes, more than any archive", path.Base(name), info.Size()))
+	}
+	return copyTo(to, from)
 }
 
 // copyTo writes a file that appears whole.

@@ -614,7 +614,8 @@ func (c *Cache) evict(name string) (gone bool, err error) {
 	if err := os.Rename(path, filepath.Join(making, name)); err != nil {
 		return false, err
 	}
-	return true, removeAll(making, name)
+	// Closed, since NFS and FUSE keep a file that is open, under another name.
+	return true, errors.Join(lock.Close(), removeAll(making, name))
 }
 
 // isNamed says whether a tree has a layer of the entry at path, which nobody takes into

@@ -27,12 +27,15 @@ func (t *Tree) Remove() (err error) {
 		return err
 	}
 	defer parent.Close()
+	half := strings.HasPrefix(name, removingTag)
 	dir, err := openDir(int(parent.Fd()), name, inside)
+	if half && errors.Is(err, fs.ErrNotExist) { // another has removed it meanwhile
+		return nil
+	}
 	if err != nil {
 		return mountedHint(err)
 	}
 	defer dir.Close()
-	half := strings.HasPrefix(name, removingTag)
 	if err := isTree(dir); err != nil && !half {
 		return err
 	}
@@ -62,7 +65,10 @@ func (t *Tree) Remove() (err error) {
 		}
 		name = removingTag + name
 	}
-	return removeIn(parent, parentPath, name)
+	// The lock goes last, and closed: NFS and FUSE keep a file that is open, under
+	// another name. What this leaves, removeIn removes, or says why not.
+	_ = (&remover{top: parent, keep: "lock"}).empty(int(parent.Fd()), name, 0)
+	return errors.Join(lock.Close(), removeIn(parent, parentPath, name))
 }
 
 // isTree says whether the directory has the mark of a tree.
@@ -147,7 +153,10 @@ func removeIn(dir *os.File, parent, name string) error {
 }
 
 // A remover removes what is below one directory.
-type remover struct{ top *os.File }
+type remover struct {
+	top  *os.File
+	keep string // a name in a directory that is only emptied
+}
 
 // deepest bounds the open directories. What is deeper is first moved up: packages
 // may nest as deep as they like.
@@ -192,6 +201,9 @@ func (r *remover) empty(at int, name string, depth int) error {
 	for {
 		names, err := dir.Readdirnames(1000)
 		for _, n := range names {
+			if depth == 0 && n == r.keep {
+				continue
+			}
 			if err := r.remove(int(dir.Fd()), n, depth+1); err != nil {
 				return err
 			}
@@ -210,5 +222,5 @@ func (r *remover) moveUp(at int, name string) error {
 	if err := unix.Renameat2(at, name, int(r.top.Fd()), up, unix.RENAME_NOREPLACE); err != nil {
 		return &fs.PathError{Op: "move up", Path: name, Err: err}
 	}
-	return r.remove(int(r.top.Fd()), up, 0)
+	return r.remove(int(r.top.Fd()), up, 1)
 }
