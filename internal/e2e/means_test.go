@@ -3,12 +3,14 @@
 package e2e
 
 import (
+	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/state"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
@@ -169,4 +171,75 @@ func TestInPlaceIsForContainers(t *testing.T) {
 	work := t.TempDir()
 	command{name: "mkchroot", args: []string{"--in-place", "--work-dir", work}}.run(t).mustExit(t, state.ExitUsage).
 		mustSay(t, "this seems to be none", "touch /.dkms2bin-disposable")
+}
+
+// onFUSE mounts a directory once more by way of FUSE, which, as NFS, takes no upper
+// layers, and keeps what is removed while it is open.
+func onFUSE(t *testing.T, options ...string) string {
+	t.Helper()
+	store, point := t.TempDir(), t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "bindfs", append(options, "-f", store, point)...)
+	assert.NilError(t, cmd.Start(), "the package bindfs is needed")
+	t.Cleanup(func() {
+		assert.NilError(t, unix.Unmount(point, 0))
+		_ = cmd.Wait()
+	})
+	for range 1000 {
+		var fs unix.Statfs_t
+		assert.NilError(t, unix.Statfs(point, &fs))
+		if fs.Type == unix.FUSE_SUPER_MAGIC {
+			return point
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("bindfs mounts nothing")
+	return ""
+}
+
+// TestOnFUSE: work directory, cache and output directory may be on a file system that
+// takes no upper layers, with extended attributes or without.
+func TestOnFUSE(t *testing.T) {
+	t.Parallel()
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("this kernel has no FUSE")
+	}
+	dir := onFUSE(t)
+	tree, err := rootfs.Create(filepath.Join(dir, "work"))
+	assert.NilError(t, err)
+	assert.NilError(t, tree.Close())
+	command{name: "rmchroot", args: []string{tree.Path}}.run(t).mustExit(t, 0)
+	noTrees(t, filepath.Join(dir, "work"))
+	cache := filepath.Join(dir, "cache")
+	c, err := rootfs.OpenCache(cache)
+	assert.NilError(t, err)
+	entry, err := c.Get(t.Context(), rootfs.Item{Kind: "test", About: "a test", Make: func(dir string) error { return os.WriteFile(filepath.Join(dir, "file"), nil, 0o644) }})
+	assert.NilError(t, err)
+	assert.NilError(t, entry.Close())
+	command{name: "rmchroot", args: []string{"--cache", "--cache-dir", cache}}.run(t).mustExit(t, 0)
+	assert.DeepEqual(t, leftInCache(cache), []string(nil))
+
+	if os.Getenv("DKMS2BIN_NIGHTLY") == "" {
+		return // whole builds are slow there
+	}
+	kver, module := currentKernel(t, "amd64"), meansModules(t)
+	want := t.TempDir()
+	r := command{name: "dkmsbuild", stdin: sharedTree(t), args: []string{"--kver", kver, "--dkms", "bbswitch-dkms", module}}.run(t).mustExit(t, state.ExitDone)
+	command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", want}}.run(t).mustExit(t, state.ExitDone)
+	for says, options := range map[string][]string{
+		"what is written goes to memory first": nil,
+		"roots are put together by copying":    {"--xattr-none"},
+	} {
+		dir := onFUSE(t, options...)
+		work, cache, out := filepath.Join(dir, "work"), filepath.Join(dir, "cache"), filepath.Join(dir, "out")
+		for range 2 { // the second time from the cache
+			command{name: "dkms2bin", args: []string{
+				"--dkms", "bbswitch-dkms", module, "--kver", kver, "--base", sharedBase(t),
+				"--work-dir", work, "--cache-dir", cache, "--out-dir", out, "--index",
+			}}.run(t).mustExit(t, 0).mustSay(t, says)
+			sameDebs(t, out, want)
+			noTrees(t, work)
+		}
+		command{name: "rmchroot", args: []string{"--cache", "--cache-dir", cache}}.run(t).mustExit(t, 0)
+		assert.DeepEqual(t, leftInCache(cache), []string(nil))
+	}
 }
