@@ -48,8 +48,8 @@ func probe(r Root, mountpoint string) (*Lack, error) {
 	}
 	defer emptyDir(r.Work) //nolint:errcheck // it is removed with the tree
 	if err := canHoldTree(r.Work); err != nil {
-		return nil, fmt.Errorf("the file system of the work directory cannot hold a tree, which needs owners, modes and links: %w: "+
-			"--work-dir names a directory on another one", err)
+		return nil, fmt.Errorf("the file system cannot hold a tree, which needs owners, modes and links: %w: "+
+			"--work-dir or --cache-dir names a directory on another one", err)
 	}
 	err := tryOverlay(r.Work, mountpoint, 0)
 	if err == nil {
