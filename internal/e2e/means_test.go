@@ -3,8 +3,10 @@
 package e2e
 
 import (
+	"dkms2bin/internal/repo"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/state"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -217,6 +219,17 @@ func TestOnFUSE(t *testing.T) {
 	assert.NilError(t, entry.Close())
 	command{name: "rmchroot", args: []string{"--cache", "--cache-dir", cache}}.run(t).mustExit(t, 0)
 	assert.DeepEqual(t, leftInCache(cache), []string(nil))
+
+	// When a file has last been changed it learns late, of a link for instance.
+	out := filepath.Join(dir, "out")
+	assert.NilError(t, os.Mkdir(out, 0o755))
+	putDeb(t, out, "first", "1")
+	deb := filepath.Join(out, "first_1_all.deb")
+	assert.NilError(t, errors.Join(os.Link(deb, deb+".2"), os.Remove(deb), os.Link(deb+".2", deb), os.Remove(deb+".2")))
+	command{name: "repoindex", args: []string{out}}.run(t).mustExit(t, 0)
+	v, err := repo.Verify(t.Context(), out, nil)
+	assert.NilError(t, err)
+	assert.Equal(t, v.Packages, 1, "%v", v.Problems)
 
 	if os.Getenv("DKMS2BIN_NIGHTLY") == "" {
 		return // whole builds are slow there

@@ -199,6 +199,9 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 func (r *Repo) readDeb(ctx context.Context, file found, buf []byte) result {
 	res := result{entry: entry{path: file.path, id: file.id}}
 	id, control, sum, err := readControl(ctx, r.path(file.path), buf)
+	if errors.Is(err, errChanged) { // or NFS or FUSE had not known yet when it last changed
+		id, control, sum, err = readControl(ctx, r.path(file.path), buf)
+	}
 	if ctx.Err() != nil {
 		return result{err: ctx.Err()}
 	}
