@@ -80,6 +80,17 @@ func runOnCopies(ctx context.Context, spec Spec) error {
 	return errors.Join(err, run(context.WithoutCancel(ctx), Spec{Root: root, task: taskCollect}))
 }
 
+// errTooDeep says that names of what a command has written are too long for us: it
+// went down step by step. That is the command's failure.
+var errTooDeep = errors.New("what it has written cannot be kept: it has paths of more than 4096 bytes")
+
+func tooDeep(err error) error {
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		return errTooDeep
+	}
+	return err
+}
+
 // compose makes the directory Copies of a root, unless it is there.
 func compose(r Root) error {
 	if r.Upper == "" {
@@ -485,7 +496,7 @@ func collect(r Root) error {
 	}
 	c := collector{root: filepath.Join(r.Copies, copiedRoot), upper: made, before: before}
 	if _, err := c.directory("/", top); err != nil {
-		return err
+		return tooDeep(err)
 	}
 	// The directory itself stays: who has it open goes on to see what is in it.
 	if err := errors.Join(moveAll(r.Upper, old), moveAll(made, r.Upper), copyAttributes(c.root, r.Upper)); err != nil {

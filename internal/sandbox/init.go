@@ -41,7 +41,7 @@ func Init() {
 	runtime.LockOSThread()
 	rep := report{}
 	err := enter(&rep)
-	if err != nil {
+	if rep.Deep = errors.Is(err, errTooDeep); err != nil {
 		rep.Error = err.Error()
 	}
 	out, err := json.Marshal(rep)

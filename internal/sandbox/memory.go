@@ -92,7 +92,7 @@ func (w *written) keep(at string) (err error) {
 			return err
 		}
 	}
-	return (&copier{layer: name("upper")}).add(name("memory/upper"), name("upper"), name("below"))
+	return tooDeep((&copier{layer: name("upper")}).add(name("memory/upper"), name("upper"), name("below")))
 }
 
 // killOthers kills all other processes of the sandbox, of which this is the first.

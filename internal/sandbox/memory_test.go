@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -79,4 +81,22 @@ func TestTooLittleMemory(t *testing.T) {
 	spec := inMemory(b.sh("busybox dd if=/dev/zero of=/etc/big bs=1M count=64"))
 	_, err = output(t.Context(), spec)
 	assert.ErrorIs(t, err, errMemory)
+}
+
+// TestTooDeep: what is too deep to be kept is the command's own failure, and not ours.
+func TestTooDeep(t *testing.T) {
+	t.Parallel()
+	for kind, place := range map[string]func(Spec, box) Spec{
+		"memory": func(s Spec, _ box) Spec { return inMemory(s) },
+		"copies": func(s Spec, b box) Spec { return onCopies(s, filepath.Join(b.dir, "copies")) },
+	} {
+		b := newBox(t)
+		out, err := output(t.Context(), place(b.sh(`set -e; n=`+strings.Repeat("0", 200)+`; for i in $(seq 60); do mkdir $n; cd $n; done; echo x >file`), b))
+		var exit *ExitError
+		assert.Assert(t, errors.As(err, &exit) && exit.Code == -1, "%s: %v", kind, err)
+		assert.Assert(t, strings.Contains(out, "paths of more than 4096 bytes"), "%s: %s", kind, out)
+		if err := exec.CommandContext(t.Context(), "rm", "-rf", b.dir).Run(); err != nil { // the test's own cleanup cannot
+			t.Fatal(err)
+		}
+	}
 }

@@ -188,6 +188,7 @@ type report struct {
 	Error  string `json:",omitempty"` // the sandbox could not be set up
 	Lack   *Lack  `json:",omitempty"` // what the probe found missing
 	Full   bool   `json:",omitempty"` // it was stopped for want of Root.Memory
+	Deep   bool   `json:",omitempty"` // Error is errTooDeep
 	Code   int
 	Signal syscall.Signal
 }
@@ -210,17 +211,19 @@ func Run(ctx context.Context, spec Spec) (err error) {
 	if len(spec.Args) == 0 {
 		return errors.New("cannot run in the sandbox: no command")
 	}
-	if spec.Root.inMemory() {
-		err := run(ctx, spec)
-		if !errors.Is(err, errMemory) || spec.Root.Copies == "" {
-			return err
-		}
+	err = errMemory
+	if spec.Root.inMemory() || spec.Root.Copies == "" {
+		err = run(ctx, spec)
 	}
-	spec.Root.Memory = 0
-	if spec.Root.Copies != "" {
-		return runOnCopies(ctx, spec)
+	if errors.Is(err, errMemory) && spec.Root.Copies != "" {
+		spec.Root.Memory = 0
+		err = runOnCopies(ctx, spec)
 	}
-	return run(ctx, spec)
+	if errors.Is(err, errTooDeep) {
+		fmt.Fprintln(orDiscard(spec.Stderr), errTooDeep)
+		err = &ExitError{Args: spec.Args, Code: -1, Tail: errTooDeep.Error()}
+	}
+	return err
 }
 
 func run(ctx context.Context, spec Spec) (err error) {
@@ -364,8 +367,11 @@ func run(ctx context.Context, spec Spec) (err error) {
 	if rep.Lack != nil {
 		return rep.Lack
 	}
-	if rep.Full {
+	switch {
+	case rep.Full:
 		return errMemory
+	case rep.Deep:
+		return errTooDeep
 	}
 	if rep.Error != "" {
 		return errors.New(rep.Error)
