@@ -1,7 +1,6 @@
 package rootfs
 
 import (
-	"bytes"
 	"context"
 	"dkms2bin/internal/sandbox"
 	"errors"
@@ -9,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -93,9 +91,8 @@ func (t *Tree) hand(ctx context.Context, dir string, spec LayerSpec) error {
 	from, to := t.LayerPath(spec.Name), filepath.Join(dir, layerPart)
 	err := os.Rename(from, to)
 	if errors.Is(err, unix.EXDEV) {
-		var out []byte
-		if out, err = exec.CommandContext(ctx, "cp", "-a", "--", from, to).CombinedOutput(); err != nil {
-			return fmt.Errorf("cannot copy a layer into the cache: %w: %s", err, bytes.TrimSpace(out))
+		if err = errors.Join(os.Mkdir(to, 0o755), sandbox.CopyLayer(ctx, from, to)); err != nil {
+			return fmt.Errorf("cannot copy a layer into the cache: %w", err)
 		}
 		err = t.RemoveLayer(spec.Name)
 	}

@@ -46,6 +46,7 @@ const (
 const (
 	taskCompose = "compose"
 	taskCollect = "collect"
+	taskCopy    = "copy"
 	taskProbe   = "probe"
 )
 
@@ -55,11 +56,20 @@ func doTask(conf config, rep *report) error {
 		return compose(conf.Root)
 	case taskCollect:
 		return collect(conf.Root)
+	case taskCopy:
+		to := conf.Root.Upper
+		return tooDeep((&copier{layer: to, whole: true}).add(conf.Root.Layers[0], to, ""))
 	default:
 		lack, err := probe(conf.Root, conf.Mountpoint)
 		rep.Lack = lack
 		return err
 	}
+}
+
+// CopyLayer copies a layer into an empty directory, which may be on a file system that
+// takes other whiteouts.
+func CopyLayer(ctx context.Context, from, to string) error {
+	return run(ctx, Spec{Root: Root{Layers: []string{from}, Upper: to}, task: taskCopy})
 }
 
 // runOnCopies is Run for a root with Copies.
@@ -155,6 +165,7 @@ func composeView(r Root) error {
 type copier struct {
 	link   bool                 // names for the same files, where the file system can
 	layer  string               // the directory, where it is a layer itself: what is hidden stays so
+	whole  bool                 // and there was nothing in it
 	inodes map[[2]uint64]string // where a file with several names went
 }
 
@@ -179,6 +190,11 @@ func (c *copier) directory(from, to, below string, replaces bool) error {
 	if string(opaque) == hidesBelow {
 		replaces = true
 		if err := emptyDir(to); err != nil {
+			return err
+		}
+	}
+	if c.whole && replaces {
+		if err := setXattr(to, opaqueXattr, hidesBelow); err != nil {
 			return err
 		}
 	}
@@ -284,6 +300,9 @@ func (c *copier) entry(from, to, below string) error {
 func (c *copier) remove(path, below string) error {
 	if err := os.RemoveAll(path); err != nil { //nolint:forbidigo // as above
 		return err
+	}
+	if c.whole {
+		return makeWhiteout(c.layer, path)
 	}
 	if c.layer == "" || below == "" {
 		return nil

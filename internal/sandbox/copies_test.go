@@ -122,6 +122,30 @@ func TestCopies(t *testing.T) {
 	}
 }
 
+// TestCopyLayer: a layer of an ordinary file system hides on an overlay what it has
+// hidden before.
+func TestCopyLayer(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	for _, file := range []string{"gone", "dir/one", "kept/one", "kept/two"} {
+		write(t, filepath.Join(b.base(), "etc", file), file+"\n", 0o644)
+	}
+	_, err := output(t.Context(), b.sh("set -e; rm -r /etc/gone /etc/kept/one /etc/dir; mkdir /etc/dir; echo more >>/etc/kept/two; chown 7:8 /etc/kept/two"))
+	assert.NilError(t, err)
+	look := func(layer string) string {
+		spec := readOnly(b.sh(seen))
+		spec.Root.Layers = []string{layer, b.base()}
+		out, err := output(t.Context(), spec)
+		assert.NilError(t, err)
+		return out
+	}
+	copied := onOverlay(t)
+	assert.NilError(t, CopyLayer(t.Context(), b.upper(), copied))
+	want := look(b.upper())
+	assert.Assert(t, strings.Contains(want, "/etc/kept/two 81a4 7:8") && !strings.Contains(want, "one") && !strings.Contains(want, "gone"), want)
+	assert.Equal(t, look(copied), want)
+}
+
 // TestCopiesTakeOnlyChanges: what did not change is not in the layer that is left.
 func TestCopiesTakeOnlyChanges(t *testing.T) {
 	t.Parallel()
