@@ -337,15 +337,15 @@ func (t *Tree) probe(ctx context.Context, cache *Cache, share int64) (lack *sand
 	if err != nil || cache == nil || lack != nil && lack.Memory != "" {
 		return lack, err
 	}
+	if same, err := sameFileSystem(dir, filepath.Join(cache.Path, "making")); same || err != nil {
+		return lack, err
+	}
 	making, lock, err := cache.begin("probe")
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
 	defer func() { err = errors.Join(err, removeAll(filepath.Split(making))) }()
-	if same, err := sameFileSystem(dir, making); same || err != nil {
-		return lack, err
-	}
 	inCache, err := sandbox.Probe(ctx, t.Mountpoint(), making, share)
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the cache %s: %w", cache.Path, err)
