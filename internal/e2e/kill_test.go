@@ -31,11 +31,24 @@ import (
 // are killed.
 func TestKilledAnywhere(t *testing.T) {
 	t.Parallel()
-	runs := rounds(4, 400)
+	killRuns(t, t.TempDir(), rounds(4, 300))
+}
+
+// TestKilledInMemory is the same where what is written goes to memory first.
+func TestKilledInMemory(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("DKMS2BIN_NIGHTLY") == "" {
+		t.Skip("nightly only: TestKilledAnywhere has all but where it is written")
+	}
+	killRuns(t, onOverlay(t), 100)
+}
+
+func killRuns(t *testing.T, dir string, runs int) {
+	t.Helper()
 	if n, err := strconv.Atoi(os.Getenv("DKMS2BIN_KILLS")); err == nil {
 		runs = n
 	}
-	k := newKiller(t)
+	k := newKiller(t, dir)
 	defer k.end(t)
 	for i := range runs {
 		k.round(t, i)
@@ -64,9 +77,8 @@ type killer struct {
 	between            int // runs in a pipe whose next stage did not have the document yet
 }
 
-func newKiller(t *testing.T) *killer {
+func newKiller(t *testing.T, dir string) *killer {
 	t.Helper()
-	dir := t.TempDir()
 	k := &killer{
 		dir: dir, bin: filepath.Join(dir, "bin"), work: filepath.Join(dir, "work"), tmp: filepath.Join(dir, "tmp"),
 		cache: filepath.Join(dir, "cache"), counts: map[string]int{},

@@ -35,6 +35,21 @@ func meansModules(t *testing.T) string {
 	return dir
 }
 
+// onOverlay is a directory on an overlay, as in a container whose root is one.
+func onOverlay(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"lower", "upper", "work", "merged"} {
+		assert.NilError(t, os.Mkdir(filepath.Join(dir, name), 0o755))
+	}
+	point := filepath.Join(dir, "merged")
+	assert.NilError(t, unix.Mount("overlay", point, "overlay", 0, "lowerdir="+dir+"/lower,upperdir="+dir+"/upper,workdir="+dir+"/work"))
+	t.Cleanup(func() { assert.NilError(t, unix.Unmount(point, 0)) })
+	inside := filepath.Join(point, "inside")
+	assert.NilError(t, os.Mkdir(inside, 0o755))
+	return inside
+}
+
 // TestWithoutOverlay: in a work directory that lies on an overlay, as in a container
 // whose root is one, the same packages come by way of memory, and with too little of it
 // from plain copies; so they do where only the cache lies there.
@@ -49,13 +64,7 @@ func TestWithoutOverlay(t *testing.T) {
 	r := command{name: "dkmsbuild", stdin: tree, args: []string{"--kver", kver, "--dkms", "bbswitch-dkms", module}}.run(t).mustExit(t, state.ExitDone)
 	command{name: "debextract", stdin: r.raw, args: []string{"--out-dir", want}}.run(t).mustExit(t, state.ExitDone)
 
-	dir := t.TempDir()
-	for _, name := range []string{"lower", "upper", "overlay-work", "merged", "disk"} {
-		assert.NilError(t, os.Mkdir(filepath.Join(dir, name), 0o755))
-	}
-	overlay, disk := filepath.Join(dir, "merged"), filepath.Join(dir, "disk")
-	assert.NilError(t, unix.Mount("overlay", overlay, "overlay", 0, "lowerdir="+dir+"/lower,upperdir="+dir+"/upper,workdir="+dir+"/overlay-work"))
-	t.Cleanup(func() { assert.NilError(t, unix.Unmount(overlay, 0)) })
+	overlay, disk := onOverlay(t), t.TempDir()
 	inCache := []string{"--cache-dir", filepath.Join(overlay, "cache")}
 	for _, row := range []struct {
 		name, work string
