@@ -40,6 +40,9 @@ func (t *Tree) Remove() (err error) {
 		return err
 	}
 	lock, err := openIn(dir, "lock")
+	if half && errors.Is(err, fs.ErrNotExist) {
+		return nil // it is just being removed
+	}
 	if err != nil {
 		return err
 	}
@@ -66,8 +69,11 @@ func (t *Tree) Remove() (err error) {
 		name = removingTag + name
 	}
 	// The lock goes last, and closed: NFS and FUSE keep a file that is open, under
-	// another name. What this leaves, removeIn removes, or says why not.
-	_ = (&remover{top: parent, keep: "lock"}).empty(int(parent.Fd()), name, 0)
+	// another name.
+	err = (&remover{top: parent, keep: "lock"}).empty(int(parent.Fd()), name, 0)
+	if err := asRootInside(err, parentPath, name, `find "$1" -mindepth 1 -maxdepth 1 ! -name lock -exec rm -rf --one-file-system -- {} +`); err != nil {
+		return mountedHint(err)
+	}
 	return errors.Join(lock.Close(), removeIn(parent, parentPath, name))
 }
 
@@ -136,18 +142,23 @@ func removeAll(parent, name string) error {
 	return removeIn(dir, parent, name)
 }
 
-// removeIn is removeAll with parent open as dir. What a user may not remove by
-// himself, since it belongs to one of his subordinate IDs, is removed by him as
-// root of a user namespace.
+// removeIn is removeAll with parent open as dir.
 func removeIn(dir *os.File, parent, name string) error {
 	err := (&remover{top: dir}).remove(int(dir.Fd()), name, 0)
+	return mountedHint(asRootInside(err, parent, name, `rm -rf --one-file-system -- "$1"`))
+}
+
+// asRootInside does what failed with err for want of rights, as a shell script, on name
+// in the directory parent: what a user may not remove by himself, since it belongs to
+// one of his subordinate IDs, is removed by him as root of a user namespace.
+func asRootInside(err error, parent, name, script string) error {
 	if !errors.Is(err, fs.ErrPermission) || os.Geteuid() == 0 {
-		return mountedHint(err)
+		return err
 	}
 	const bound = "/tmp/parent"
 	return sandbox.Run(context.Background(), sandbox.Spec{
 		Root: sandbox.Root{Host: true}, Mountpoint: filepath.Join(parent, name), Env: sandbox.DefaultEnv(),
-		Args:  []string{"rm", "-rf", "--one-file-system", "--", filepath.Join(bound, name)},
+		Args:  []string{"sh", "-ec", script, "sh", filepath.Join(bound, name)},
 		Binds: []sandbox.Bind{{Source: parent, Target: bound, Write: true}},
 	})
 }
