@@ -92,7 +92,7 @@ func TestWithoutOverlay(t *testing.T) {
 				return grouped.run(t).mustExit(t, state.ExitDone)
 			}
 			made := run(command{name: "mkchroot", args: append([]string{"--work-dir", row.work, "--kver", kver, "--base", base}, row.cache...)})
-			made.mustSay(t, "the work directory lies on an overlay itself, as in a container: put it on a volume")
+			made.mustSay(t, "that lies on an overlay itself, as in a container: put it on a volume")
 			if row.memory == 0 {
 				made.mustSay(t, "what is written goes to memory first")
 				assert.Equal(t, made.doc.Tree.Copies, "")

@@ -184,7 +184,7 @@ func TestProbe(t *testing.T) {
 	lack, err := probe(b.dir, testMemory)
 	assert.NilError(t, err)
 	assert.Assert(t, lack == nil, lack)
-	const upper = "the work directory lies on an overlay itself, as in a container: put it on a volume"
+	const upper = "that lies on an overlay itself, as in a container: put it on a volume"
 	for memory, want := range map[int64]string{testMemory: "", 0: "there is too little"} {
 		lack, err = probe(onOverlay(t), memory)
 		assert.NilError(t, err)

@@ -133,9 +133,9 @@ func overlayAdvice(err error, upper string) string {
 		return ": Linux 5.11 or later allows it in user namespaces, unless a container forbids mounts: " +
 			"docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined lets them"
 	case upper != "" && unix.Statfs(upper, &fs) == nil && fs.Type == unix.OVERLAYFS_SUPER_MAGIC:
-		return ": the work directory lies on an overlay itself, as in a container: put it on a volume"
+		return ": that lies on an overlay itself, as in a container: put it on a volume"
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
-		return ": the work directory must be on a file system that overlayfs can write to, such as ext4, xfs, btrfs, or tmpfs of Linux 6.6"
+		return ": that must be on a file system that overlayfs can write to, such as ext4, xfs, btrfs, or tmpfs of Linux 6.6"
 	}
 	return ""
 }
