@@ -40,8 +40,12 @@ func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err er
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	added := records(s.Doc, dir)
-	ahead := make(chan account, 1)
-	opt.Ahead = func(result repo.Result) { ahead <- accountOf(added, dir, opt, result) }
+	published := make(chan account, 1)
+	opt.Beside = func(result repo.Result) map[string][]byte {
+		a := accountOf(added, dir, opt, result)
+		published <- a
+		return a.files()
+	}
 	result, err := r.Index(ctx, opt)
 	if err != nil {
 		return err
@@ -66,12 +70,12 @@ func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err er
 	var a account
 	switch {
 	case result.Changed:
-		a = <-ahead
-	case o.dryRun || len(added) > 0 || !exists(dir, statusName) || !exists(dir, pageName):
+		a = <-published
+	case o.dryRun:
 		a = accountOf(added, dir, opt, result)
-	}
-	if a.err == nil && a.status != nil && !o.dryRun {
-		a.err = a.write(r)
+	case len(added) > 0 || !exists(dir, statusName) || !exists(dir, pageName):
+		a = accountOf(added, dir, opt, result)
+		a.err = errors.Join(a.err, r.Replace(a.files()))
 	}
 	if a.err != nil {
 		return a.err

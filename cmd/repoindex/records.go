@@ -151,7 +151,10 @@ func accountOf(added []status.Record, dir string, opt repo.Options, result repo.
 	return a
 }
 
-// write brings status.json and index.html up to date.
-func (a account) write(r *repo.Repo) error {
-	return r.Replace(map[string][]byte{statusName: a.status, pageName: a.page})
+// files are status.json and index.html, none where they could not be made.
+func (a account) files() map[string][]byte {
+	if a.err != nil {
+		return nil
+	}
+	return map[string][]byte{statusName: a.status, pageName: a.page}
 }

@@ -279,6 +279,16 @@ func TestKilledIndex(t *testing.T) {
 		assert.Equal(t, len(left), 0)
 		b, err := os.ReadFile(filepath.Join(dir, "Packages"))
 		assert.NilError(t, err)
+		raw, err := os.ReadFile(filepath.Join(dir, "status.json"))
+		assert.NilError(t, err)
+		s, err := status.Parse(raw)
+		assert.NilError(t, err)
+		page, err := os.ReadFile(filepath.Join(dir, "index.html"))
+		assert.NilError(t, err)
+		for _, p := range s.Packages {
+			assert.Assert(t, strings.Contains(string(b), "\nFilename: ./"+p.Filename+"\n"), "%s is in status.json alone", p.Filename)
+			assert.Assert(t, strings.Contains(string(page), p.Filename), "%s is not on the page", p.Filename)
+		}
 		return string(b)
 	}
 	putDeb(t, dir, "p0", "1")

@@ -58,10 +58,13 @@ func (r *Repo) unsigned() error {
 // says so in res.
 func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel selection, st saved, res *Result) (err error) {
 	date := opt.newDate(oldDate(r.path("Release")))
-	if opt.Ahead != nil {
+	beside := make(chan map[string][]byte, 1)
+	if opt.Beside != nil {
 		likely := *res
 		likely.Date, likely.Changed = date, true
-		go opt.Ahead(likely)
+		go func() { beside <- opt.Beside(likely) }()
+	} else {
+		close(beside)
 	}
 	var files []*file // in the order in which they are to appear
 	defer func() {
@@ -140,6 +143,12 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 			return err
 		}
 	}
+	indexed := len(files)
+	for name, content := range <-beside {
+		if err := addBytes(name, content); err != nil {
+			return err
+		}
+	}
 	if err := r.ready(files); err != nil {
 		return err
 	}
@@ -166,13 +175,14 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 			next.Generations = append(next.Generations, g)
 		}
 	}
-	for _, f := range files {
+	for i, f := range files {
 		fi, err := f.Stat()
 		if err != nil {
 			return err
 		}
-		id := identityOf(fi)
-		next.Files[f.name] = stamp{id.size, id.mtime, id.inode, f.digest()}
+		if id := identityOf(fi); i < indexed {
+			next.Files[f.name] = stamp{id.size, id.mtime, id.inode, f.digest()}
+		}
 		if err := f.replace(r.path(f.name)); err != nil {
 			return err
 		}

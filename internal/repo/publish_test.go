@@ -115,6 +115,49 @@ func TestUnchanged(t *testing.T) {
 	}
 }
 
+// What tells of the index is published with it: not before all is ready, and by the
+// next run when it is missing because one was killed.
+func TestBeside(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	opt := testOptions()
+	opt.Beside = func(res Result) map[string][]byte {
+		return map[string][]byte{"page": fmt.Appendf(nil, "%d packages at %s", len(res.Packages), res.Date)}
+	}
+	published := func(n int) {
+		t.Helper()
+		opt.Date = opt.Date.Add(time.Minute)
+		res, err := index(t.Context(), dir, opt)
+		assert.NilError(t, err)
+		assert.Equal(t, len(res.Packages), n)
+		assert.Equal(t, read(t, dir, "page"), fmt.Sprintf("%d packages at %s", n, res.Date))
+	}
+	add := func(name string) {
+		writeDeb(t, filepath.Join(dir, name+".deb"), control(name, "1", "amd64"), "")
+	}
+	add("first")
+	published(1)
+	published(1) // nothing has changed
+
+	state, page := read(t, dir, stateName), read(t, dir, "page")
+	add("second")
+	published(2)
+	// Killed before the page was replaced, and the state written.
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, stateName), []byte(state), 0o644))
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "page"), []byte(page), 0o644))
+	published(2)
+
+	add("third")
+	assert.NilError(t, os.Remove(filepath.Join(dir, "page")))
+	assert.NilError(t, os.Mkdir(filepath.Join(dir, "page"), 0o755))
+	packages := read(t, dir, "Packages")
+	_, err := index(t.Context(), dir, opt)
+	assert.ErrorContains(t, err, "page is a directory")
+	assert.Equal(t, read(t, dir, "Packages"), packages)
+	assert.NilError(t, os.Remove(filepath.Join(dir, "page")))
+	published(3)
+}
+
 // A cache that lies, is damaged or stale is noticed.
 func TestCache(t *testing.T) {
 	t.Parallel()

@@ -133,10 +133,11 @@ type Options struct {
 	Keep Keep   // what is left out because it is old
 	// DryRun publishes nothing.
 	DryRun bool
-	// Ahead, unless nil, is called with what the result is going to be, all but its
-	// Release, whenever it may have Changed: in a goroutine, so that what is to be
-	// made of it takes no time of its own.
-	Ahead func(Result)
+	// Beside, unless nil, gives the contents of other files that tell of the index, by
+	// their slash-separated names. They are published with it, after InRelease. It is
+	// called with what the result is going to be, all but its Release, whenever it may
+	// have Changed: in a goroutine, so that it takes no time of its own.
+	Beside func(Result) map[string][]byte
 }
 
 // Result tells what Index found and did.
@@ -179,8 +180,8 @@ type Problem struct {
 // When nothing has changed, nothing is written. Otherwise everything is brought
 // to the disk under other names first, and until then nothing of the old index
 // is touched. Then come by-hash files, key and .sources file, Packages, Release,
-// Release.gpg, and InRelease last, each by a rename, with mode 0644. So a client
-// that uses by-hash files (every apt since 1.1) sees the old index or the new
+// Release.gpg, InRelease, and last what Options.Beside gives, each by a rename,
+// with mode 0644. So a client that uses by-hash files (every apt since 1.1) sees the old index or the new
 // one, and finds every file it names, also when the process is killed between
 // any two steps; the next run completes what is missing. Two publications are a
 // second apart or more, as apt and web servers know whole seconds only.
