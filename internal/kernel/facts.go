@@ -99,8 +99,11 @@ func factsOf(release string, conf config) Facts {
 	return f
 }
 
-// releaseName is what may stand in a release: it becomes a part of paths and of package names.
-var releaseName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_~-]{0,127}$`)
+// releaseName is what may stand in a release, of maxRelease bytes: it becomes a part
+// of paths and of package names.
+var releaseName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_~-]*$`)
+
+const maxRelease = 128
 
 var utsRelease = regexp.MustCompile(`(?m)^\s*#\s*define\s+UTS_RELEASE\s+"([^"\n]*)"`)
 
@@ -117,7 +120,7 @@ func readRelease(root *os.Root) (string, error) {
 		}
 		release = string(m[1])
 	}
-	if !releaseName.MatchString(release) {
+	if len(release) > maxRelease || !releaseName.MatchString(release) {
 		return "", fmt.Errorf("%s holds no usable kernel release: %.80q", name, release)
 	}
 	return release, nil

@@ -126,6 +126,7 @@ func TestReadFactsRefuses(t *testing.T) {
 		{"no define", map[string]string{uts: "#define X\n", auto: conf}, "does not define UTS_RELEASE"},
 		{"path as release", map[string]string{uts: define("../../etc"), auto: conf}, "no usable kernel release"},
 		{"two words", map[string]string{uts: define("6.1.0 SMP"), auto: conf}, "no usable kernel release"},
+		{"too long", map[string]string{uts: define(strings.Repeat("6", maxRelease+1)), auto: conf}, "no usable kernel release"},
 		{"nothing", map[string]string{"include/config/kernel.release": "\n", auto: conf}, `no usable kernel release: ""`},
 		{"long line", map[string]string{uts: define("6.1.0"), auto: "CONFIG_A=" + strings.Repeat("y", maxConfigLine)}, "a line is longer"},
 	}

@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -29,7 +30,10 @@ var (
 	//go:embed page.js
 	pageJS string
 
-	pageTemplate = template.Must(template.New("index.html").Parse(pageHTML))
+	// pageTemplate is parsed when a page is made: most runs make none.
+	pageTemplate = sync.OnceValue(func() *template.Template {
+		return template.Must(template.New("index.html").Parse(pageHTML))
+	})
 )
 
 const (
@@ -46,7 +50,7 @@ const (
 func (s *Status) Page() ([]byte, error) {
 	var buf bytes.Buffer
 	buf.Grow((len(s.Records) + len(s.Packages)) * 2 * perCell)
-	if err := pageTemplate.Execute(&buf, s.page()); err != nil {
+	if err := pageTemplate().Execute(&buf, s.page()); err != nil {
 		return nil, fmt.Errorf("cannot make the page: %w", err)
 	}
 	return buf.Bytes(), nil
