@@ -130,6 +130,7 @@ func accountOf(added []status.Record, dir string, opt repo.Options, result repo.
 		a.logs[rec.Log] = true
 	}
 	s.Records = kept
+	s.Packages = make([]status.Package, 0, len(result.Packages))
 	for _, p := range result.Packages {
 		module := ""
 		if p.Kernel != "" {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -16,6 +17,8 @@ const (
 	maxLine   = 1 << 20
 	maxStanza = 4 << 20
 	maxFields = 512
+
+	usualFields = 16 // as many as most control files have
 )
 
 // Field is one field of a stanza.
@@ -63,11 +66,7 @@ func (s Stanza) index(name string) int {
 // line of the value that does not begin with a space) is an error, and nothing
 // is written.
 func (s Stanza) WriteTo(w io.Writer) (int64, error) {
-	size := 0
-	for _, f := range s {
-		size += len(f.Name) + len(f.Value) + len(": \n")
-	}
-	text, err := s.AppendTo(make([]byte, 0, size))
+	text, err := s.AppendTo(nil)
 	if err != nil {
 		return 0, err
 	}
@@ -77,6 +76,11 @@ func (s Stanza) WriteTo(w io.Writer) (int64, error) {
 
 // AppendTo is WriteTo for a slice.
 func (s Stanza) AppendTo(b []byte) ([]byte, error) {
+	size := len("\n") // of the empty line that often follows
+	for _, f := range s {
+		size += len(f.Name) + len(f.Value) + len(": \n")
+	}
+	b = slices.Grow(b, size)
 	for _, f := range s {
 		if err := f.validate(); err != nil {
 			return nil, err
@@ -249,6 +253,9 @@ func (r *Reader) next() (Stanza, error) {
 		}
 		if len(s) == maxFields {
 			return nil, fmt.Errorf("stanza of more than %d fields", maxFields)
+		}
+		if s == nil {
+			s = make(Stanza, 0, usualFields)
 		}
 		s = append(s, f)
 		value = append(value[:0], bytes.TrimLeft(rest, " \t")...)

@@ -218,7 +218,7 @@ func (r *Repo) Index(ctx context.Context, opt Options) (_ Result, err error) {
 	if err != nil {
 		return Result{}, err
 	}
-	res := Result{Problems: append(problems, sel.problems...)}
+	res := Result{Problems: append(problems, sel.problems...), Packages: make([]Package, 0, len(sel.packages))}
 	for _, e := range sel.packages {
 		res.Packages = append(res.Packages, e.pkg())
 	}
