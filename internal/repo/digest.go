@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +18,10 @@ var errChanged = errors.New("it changed while it was read")
 // this process; with fewer, the cores wait for each other when pages are unmapped.
 // Of smaller files a copy takes less time.
 const mapped = 4 << 20
+
+// hashed is how many of these are hashed at a time. The collector of garbage, which
+// holds all cores for a moment, has to wait for that.
+const hashed = 128 << 10
 
 // digest returns the SHA-256 of a file of size bytes, of which head, whole pages or
 // all, are in memory. Those of a large file it takes from the page cache without a copy, which
@@ -62,7 +67,9 @@ func digest(ctx context.Context, f *os.File, size int64, head, buf []byte) (_ []
 				err = errChanged
 			}
 		} else {
-			_, _ = h.Write(piece) // never fails
+			for part := range slices.Chunk(piece, hashed) {
+				_, _ = h.Write(part) // never fails
+			}
 			unmap()
 		}
 		if err != nil {
