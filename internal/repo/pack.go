@@ -158,15 +158,17 @@ func (k *packer) pack(p *piece, old *oldParts) (err error) {
 			return err
 		}
 	}
+	// Both at once: most repositories have one part.
+	var wg sync.WaitGroup
+	wg.Go(func() { p.zst = k.zst.EncodeAll(p.text, p.zst[:0]) })
 	p.gz.Reset()
 	k.gz.Reset(&p.gz)
-	if _, err := k.gz.Write(p.text); err != nil {
+	_, err = k.gz.Write(p.text)
+	err = errors.Join(err, k.gz.Flush())
+	wg.Wait()
+	if err != nil {
 		return err
 	}
-	if err := k.gz.Flush(); err != nil {
-		return err
-	}
-	p.zst = k.zst.EncodeAll(p.text, p.zst[:0])
 	p.part = part{text, hexDigest(p.gz.Bytes(), p.zst), p.gz.Len(), len(p.zst)}
 	return nil
 }
