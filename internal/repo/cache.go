@@ -39,6 +39,7 @@ type entry struct {
 	problem             string // why it cannot be indexed; "" when the rest is there
 	name, version, arch string
 	sha256              string // 32 bytes
+	fresh               bool   // read by this run
 	offset              int64  // of its stanza in the cache file
 	length              int
 }

@@ -14,19 +14,28 @@ import (
 	"sync/atomic"
 )
 
-// collection is what is known of all .debs, and the cache file that has it.
+// collection is what is known of all .debs, and the cache files that have their
+// stanzas.
 type collection struct {
 	entries   []entry
-	file      *os.File // the cache, open
-	unchanged bool     // it is the one that was there: all was known
+	known     stanzas  // those of the cache that was there
+	read      stanzas  // those of the new one that were read by this run
+	unchanged bool     // all was known: there is no new cache
 	pending   *os.File // the new cache, until it is at path; nil if there is none
 	path      string
-	window    []byte // of file, from windowAt
-	windowAt  int64
+	written   chan error // tells once that it has all entries; nil if there is none
+}
+
+// stanzas are the stanzas in a cache file. Where one follows the other they are read
+// in larger pieces.
+type stanzas struct {
+	file     *os.File
+	window   []byte // of file, from windowAt
+	windowAt int64
 }
 
 const (
-	large      = 4 << 20 // bytes of a .deb
+	large      = 1 << 20 // bytes of a .deb
 	windowSize = 256 << 10
 	near       = 4 << 10 // more than there is between two stanzas
 )
@@ -39,7 +48,7 @@ const racy = 2_500_000_000 // nanoseconds
 // collect gives an entry for each of the files, in their order: from the cache,
 // or by reading the .deb, on all cores. The collection closes the cache.
 func (r *Repo) collect(ctx context.Context, files []found, cache cached) (_ *collection, err error) {
-	c := &collection{entries: make([]entry, len(files)), file: cache.file, path: r.path(cacheName)}
+	c := &collection{entries: make([]entry, len(files)), known: stanzas{file: cache.file}, path: r.path(cacheName)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.close())
@@ -55,13 +64,14 @@ func (r *Repo) collect(ctx context.Context, files []found, cache cached) (_ *col
 			known++
 		}
 	}
-	if c.file != nil && known == len(files) && known == len(cache.entries) {
+	if cache.file != nil && known == len(files) && known == len(cache.entries) {
 		c.unchanged = true
 		return c, nil
 	}
 	if c.pending, err = os.CreateTemp(r.path(tmpDir), "cache"); err != nil {
 		return nil, err
 	}
+	c.read.file = c.pending
 	now, err := c.pending.Stat() // its time is that of the file system's clock
 	if err != nil {
 		return nil, err
@@ -70,31 +80,55 @@ func (r *Repo) collect(ctx context.Context, files []found, cache cached) (_ *col
 	if err != nil {
 		return nil, err
 	}
-	err = r.readAll(ctx, files, c, func(e *entry, stanza []byte) error {
+	add := func(e *entry, stanza []byte) error {
 		if max(e.id.mtime, e.id.ctime) > now.ModTime().UnixNano()-racy {
 			size := e.id.size
 			e.id = identity{} // for the cache: never known again
 			defer func() { e.id.size = size }()
 		}
 		return w.add(e, stanza)
-	})
-	if err != nil {
+	}
+	if err := r.readAll(ctx, files, c, add); err != nil {
 		return nil, err
 	}
-	if err := w.finish(c.pending); err != nil {
+	if err := w.w.Flush(); err != nil {
 		return nil, err
 	}
-	c.window = nil
-	if c.file, err = os.Open(c.pending.Name()); err != nil {
-		return nil, errors.Join(err, cache.close())
+	// What was known is copied while the index is made.
+	c.written = make(chan error, 1)
+	go func(known stanzas) {
+		for _, e := range c.entries {
+			if e.fresh {
+				continue
+			}
+			stanza, err := known.of(&e)
+			if err == nil {
+				err = add(&e, stanza)
+			}
+			if err != nil {
+				c.written <- err
+				return
+			}
+		}
+		c.written <- w.finish(c.pending)
+	}(c.known)
+	return c, nil
+}
+
+// wait returns when the new cache has all entries, or cannot have them.
+func (c *collection) wait() error {
+	if c.written == nil {
+		return nil
 	}
-	return c, cache.close()
+	defer func() { c.written = nil }()
+	return <-c.written
 }
 
 func (c *collection) close() error {
+	_ = c.wait() // of interest to keep alone
 	var err error
-	if c.file != nil {
-		err = c.file.Close()
+	if c.known.file != nil {
+		err = c.known.file.Close()
 	}
 	if c.pending != nil {
 		err = errors.Join(err, c.pending.Close(), os.Remove(c.pending.Name()))
@@ -102,25 +136,32 @@ func (c *collection) close() error {
 	return err
 }
 
-// stanza returns the stanza of e, which is valid until the next call. Where one
-// follows the other in the file, it is read in larger pieces.
+// stanza returns the stanza of e, which is valid until the next call.
 func (c *collection) stanza(e *entry) ([]byte, error) {
-	at := e.offset - c.windowAt
-	if at < 0 || at+int64(e.length) > int64(len(c.window)) {
+	if e.fresh {
+		return c.read.of(e)
+	}
+	return c.known.of(e)
+}
+
+// of returns the stanza of e, which is valid until the next call.
+func (s *stanzas) of(e *entry) ([]byte, error) {
+	at := e.offset - s.windowAt
+	if at < 0 || at+int64(e.length) > int64(len(s.window)) {
 		size := e.length
-		if at >= 0 && at < int64(len(c.window))+near {
+		if at >= 0 && at < int64(len(s.window))+near {
 			size = max(size, windowSize)
 		}
-		if cap(c.window) < size {
-			c.window = make([]byte, size)
+		if cap(s.window) < size {
+			s.window = make([]byte, size)
 		}
-		n, err := c.file.ReadAt(c.window[:size], e.offset)
-		c.window, c.windowAt, at = c.window[:n], e.offset, 0
+		n, err := s.file.ReadAt(s.window[:size], e.offset)
+		s.window, s.windowAt, at = s.window[:n], e.offset, 0
 		if n < e.length {
 			return nil, err
 		}
 	}
-	return c.window[at : at+int64(e.length)], nil
+	return s.window[at : at+int64(e.length)], nil
 }
 
 // A result is an entry on its way from a worker to the one who writes.
@@ -131,8 +172,7 @@ type result struct {
 	err    error // the whole run fails
 }
 
-// readAll calls done for each entry: first for those that are known, then for
-// those that are read now, as they come. As many .debs are read at a time as
+// readAll reads what is not known, and calls done for each entry as it comes. As many .debs are read at a time as
 // there are cores, the large ones first, so that all cores have work to the end.
 func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done func(*entry, []byte) error) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -166,18 +206,6 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 			}
 		})
 	}
-	for i := range files {
-		if c.entries[i].path == "" {
-			continue
-		}
-		stanza, err := c.stanza(&c.entries[i])
-		if err != nil {
-			return err
-		}
-		if err := done(&c.entries[i], stanza); err != nil {
-			return err
-		}
-	}
 	for range unknown {
 		select {
 		case res := <-results:
@@ -197,7 +225,7 @@ func (r *Repo) readAll(ctx context.Context, files []found, c *collection, done f
 
 // readDeb reads a .deb: its entry, and the stanza with the empty line after it.
 func (r *Repo) readDeb(ctx context.Context, file found, buf []byte) result {
-	res := result{entry: entry{path: file.path, id: file.id}}
+	res := result{entry: entry{path: file.path, id: file.id, fresh: true}}
 	id, control, sum, err := readControl(ctx, r.path(file.path), buf)
 	if errors.Is(err, errChanged) { // or NFS or FUSE had not known yet when it last changed
 		id, control, sum, err = readControl(ctx, r.path(file.path), buf)

@@ -30,7 +30,7 @@ func pack(t *testing.T, dir string, numbers []int, old saved) (p packedIndex) {
 	assert.NilError(t, err)
 	w, err := newCacheWriter(cache)
 	assert.NilError(t, err)
-	c := &collection{file: cache}
+	c := &collection{known: stanzas{file: cache}}
 	defer func() { assert.NilError(t, c.close()) }()
 	var entries []*entry
 	for _, n := range numbers {

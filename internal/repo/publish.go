@@ -149,7 +149,7 @@ func (r *Repo) publish(ctx context.Context, opt Options, c *collection, sel sele
 			return err
 		}
 	}
-	if err := r.ready(files); err != nil {
+	if err := errors.Join(r.ready(files), c.wait()); err != nil {
 		return err
 	}
 	if wait := time.Until(date); opt.Date.IsZero() && wait > 0 && wait <= 2*time.Second {
@@ -215,6 +215,9 @@ func (r *Repo) sources(opt Options) []byte {
 func (c *collection) keep() error {
 	if c.pending == nil {
 		return nil
+	}
+	if err := c.wait(); err != nil {
+		return err
 	}
 	// Not synced: a cache that did not reach the disk is found damaged.
 	if err := os.Rename(c.pending.Name(), c.path); err != nil {
