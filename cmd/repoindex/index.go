@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -81,15 +82,19 @@ func (o *options) index(ctx context.Context, s *cli.Session, dir string) (err er
 		return a.err
 	}
 	unneeded, logs := a.unneeded, a.logs
-	live := make(map[string]bool, len(result.Packages))
-	for _, p := range result.Packages {
-		live[p.Path] = true
-	}
+	// Seldom asked for: mostly nothing waits for its removal.
+	live := sync.OnceValue(func() map[string]bool {
+		paths := make(map[string]bool, len(result.Packages))
+		for _, p := range result.Packages {
+			paths[p.Path] = true
+		}
+		return paths
+	})
 	for _, p := range result.Outdated {
 		s.Doc.Index.Outdated = append(s.Doc.Index.Outdated, p.Path)
 		unneeded = append(unneeded, p.Path)
 	}
-	needed := func(path string) bool { return live[path] || logs[path] }
+	needed := func(path string) bool { return logs[path] || live()[path] }
 	if o.dryRun {
 		for _, path := range unneeded {
 			s.Msg.Info("would remove %s", diag.Printable(path))
