@@ -105,6 +105,6 @@ func printAudit(msg *cli.Messenger, a *state.Audit) {
 			msg.Info("%s: nobody can tell whether %s loads it: %s", path, m.Kernel, diag.Printable(m.Reason))
 		}
 	}
-	msg.Info("%d modules that are not the kernels' own, for %d kernels: %d with something wrong, %d of which nobody can tell whether they load",
+	msg.Info("modules that are not the kernels' own: %d, kernels: %d, something wrong: %d, nobody can tell whether they load: %d",
 		len(a.Modules), len(a.Kernels), wrong, unknown)
 }

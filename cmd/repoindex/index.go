@@ -135,7 +135,7 @@ func (o *options) verifyIndex(ctx context.Context, s *cli.Session, dir string) e
 		s.Msg.Warn("%s: %s", diag.Printable(p.Path), p.Reason)
 	}
 	if n := len(v.Problems); n > 0 {
-		return diag.WithHint(fmt.Errorf("%s has %d problems", dir, n), "repoindex without --verify repairs the index; it cannot bring back packages")
+		return diag.WithHint(fmt.Errorf("problems in %s: %d", dir, n), "repoindex without --verify repairs the index; it cannot bring back packages")
 	}
 	switch {
 	case !v.Signed:

@@ -98,7 +98,7 @@ func TestAudit(t *testing.T) {
 	good.Signer = findBuild(t, extracted.doc, "fits", cloud).Modules[0].Signer
 	assert.Assert(t, good.Signer != "" && good.SigKey != "" && good.SigHash != "")
 
-	r := audit(0).mustSay(t, "repoindex: KERNEL ", "fits-modules-"+cloud+" "+version, "2 modules that are not the kernels' own, for 1 kernels: 0 with something wrong")
+	r := audit(0).mustSay(t, "repoindex: KERNEL ", "fits-modules-"+cloud+" "+version, "modules that are not the kernels' own: 2, kernels: 1, something wrong: 0")
 	assert.Assert(t, r.doc.Audit.Kernels[0].Modules > 500, "%d", r.doc.Audit.Kernels[0].Modules)
 	assert.Equal(t, r.doc.Audit.Kernels[0].Against, state.AgainstHeaders)
 	assert.Equal(t, len(r.doc.Audit.Modules), 2)
@@ -150,7 +150,7 @@ func TestAudit(t *testing.T) {
 		"warning: "+extra+"a.ko: no package owns it",
 		"warning: "+updates+"base.ko: it is not the file that base-modules-"+cloud+" ",
 		"warning: "+extra+"foreign.ko: "+cloud+" cannot load it: ",
-		"10 with something wrong")
+		"something wrong: 10")
 
 	// What a module needs is not there.
 	mustRun(t, "sh", "-ec", `rm -r "$1"; dpkg --root="$2" --log=/dev/null --force-depends --purge "$3"`, "sh", in(extra), root, "base-modules-"+cloud)
