@@ -20,18 +20,7 @@ import (
 // tree that has the kernel's image but neither compiler nor headers.
 func testInstall(t *testing.T, repository, kver string) {
 	ctx := t.Context()
-	host, err := apt.ReadHost(ctx)
-	assert.NilError(t, err)
-	own, err := host.Own()
-	assert.NilError(t, err)
-	tree, err := rootfs.Create(workDir)
-	assert.NilError(t, err)
-	defer func() {
-		assert.NilError(t, tree.Close())
-		assert.NilError(t, tree.Remove())
-	}()
-	makeClean(t, tree, own, kver)
-
+	tree := cleanTree(t, "", kver)
 	binds := []sandbox.Bind{{Source: repository, Target: inRepository}}
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
 		Name: "test", On: []string{"image", "clean"},
@@ -99,22 +88,40 @@ func testInstall(t *testing.T, repository, kver string) {
 		},
 	}))
 	if os.Getenv("DKMS2BIN_NIGHTLY") != "" { // linked, packed and linted it takes half a minute
-		t.Run("own package", func(t *testing.T) { testOwnPackage(t, tree) })
+		top, err := filepath.Abs("../..")
+		assert.NilError(t, err)
+		own := runMkdeb(t, top, t.TempDir())
+		t.Run("own package", func(t *testing.T) { testOwnPackage(t, tree, own) })
+		t.Run("own timer", func(t *testing.T) { testTimer(t, tree, own) })
 	}
 	t.Run("companions", func(t *testing.T) { testCompanions(t, tree, kver) })
 }
 
-// inRepository is where the trees of makeClean see our repository.
+// inRepository is where the trees of cleanTree see our repository.
 const inRepository = "/srv/repository"
 
 // updateOurs has apt fetch the lists of our repository alone.
 var updateOurs = []string{"apt-get", "update", "-o", "Dir::Etc::sourcelist=/etc/apt/modules.list", "-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0"}
 
-// makeClean gives a tree two layers: "clean", a plain system with the distribution's
-// repositories, and ours in /etc/apt/modules.list, and "image", a kernel on it.
-func makeClean(t *testing.T, tree *rootfs.Tree, sources []apt.Source, kver string) {
+// cleanTree makes a tree of a suite, of the host's for "", with two layers: "clean", a
+// plain system with the distribution's repositories, and ours in /etc/apt/modules.list,
+// and "image", a kernel on it.
+func cleanTree(t *testing.T, suite, kver string) *rootfs.Tree {
 	t.Helper()
 	ctx := t.Context()
+	host, err := apt.ReadHost(ctx)
+	assert.NilError(t, err)
+	sources, err := host.Own()
+	assert.NilError(t, err)
+	if suite != "" {
+		sources = apt.ForSuite(sources, suite)
+	}
+	tree, err := rootfs.Create(workDir)
+	assert.NilError(t, err)
+	t.Cleanup(func() {
+		assert.NilError(t, tree.Close())
+		assert.NilError(t, tree.Remove())
+	})
 	var log bytes.Buffer
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
 		Name: "clean",
@@ -149,6 +156,7 @@ func makeClean(t *testing.T, tree *rootfs.Tree, sources []apt.Source, kver strin
 			return a.Clean(ctx)
 		},
 	}), "%s", &log)
+	return tree
 }
 
 // unverified is what dpkg --verify finds, but for buildinfo files: this tree is set
