@@ -142,7 +142,7 @@ func TestFullDisk(t *testing.T) {
 	})
 	t.Run("tree that fills up", func(t *testing.T) {
 		work := smallDisk(t, "1200m")
-		r := command{name: "mkchroot", args: []string{"--work-dir", work, "--no-cache"}}.run(t).mustExit(t, 0)
+		r := command{name: "mkchroot", args: []string{"--work-dir", work, "--no-cache", "--base", sharedBase(t)}}.run(t).mustExit(t, 0)
 		fill := exec.Command("sh", "-c", `cat /dev/zero >"$1/fill"`, "sh", work)
 		assert.Assert(t, fill.Run() != nil)
 		built := command{name: "dkmsbuild", stdin: r.raw, args: []string{"--dkms", "bbswitch-dkms"}}.run(t)
