@@ -160,8 +160,7 @@ func cleanTree(t *testing.T, suite, kver string) *rootfs.Tree {
 				return err
 			}
 			a := apt.Inside{Spec: sandbox.Spec{Root: root, Mountpoint: tree.Mountpoint(), Env: sandbox.DefaultEnv()}, Log: &log}
-			_, err := a.Output(ctx, "apt-get", "update")
-			return err
+			return a.Update(ctx)
 		},
 	}), "%s", &log)
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
