@@ -128,7 +128,7 @@ func testTimer(t *testing.T, tree *rootfs.Tree, path string) {
 func timerOn(t *testing.T, root, path string) {
 	bad := goodModule("bad")
 	bad["bad.c"] += "#error it is bad\n"
-	for name, files := range map[string]map[string]string{"good": goodModule("good"), "bad": bad, "endless": endlessModule("endless")} {
+	for name, files := range map[string]map[string]string{"good": goodModule("good"), "bad": bad, "endless": endlessModule("endless", "314157")} {
 		mustRun(t, "cp", "-r", source(t, name, files), filepath.Join(root, "usr/src/"))
 	}
 	mustRun(t, "mkdir", "-p", filepath.Join(root, "var/cache/dkms2bin"))
@@ -207,9 +207,9 @@ systemctl daemon-reload`)
 	// One that is stopped leaves nothing, and is no failure.
 	configure("dkms /usr/src/endless\n")
 	must("systemctl start --no-block dkms2bin")
-	must("n=0; until grep -qsz ^314159 /proc/[0-9]*/cmdline || [ $n -gt 600 ]; do sleep 0.1; n=$((n + 1)); done; systemctl stop dkms2bin")
+	must("n=0; until grep -qsz ^314157 /proc/[0-9]*/cmdline || [ $n -gt 600 ]; do sleep 0.1; n=$((n + 1)); done; systemctl stop dkms2bin")
 	says("systemctl show --property Result --property ExecMainStatus dkms2bin", "Result=success\n", "ExecMainStatus=130\n")
-	assert.Equal(t, must("ls /var/cache/dkms2bin/trees; grep -lsz ^314159 /proc/[0-9]*/cmdline || :"), "")
+	assert.Equal(t, must("ls /var/cache/dkms2bin/trees; grep -lsz ^314157 /proc/[0-9]*/cmdline || :"), "")
 
 	configure("nonsense 3\n")
 	_, err = sh("systemctl start dkms2bin")
