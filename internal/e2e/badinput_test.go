@@ -66,7 +66,8 @@ func TestBadRepositories(t *testing.T) {
 			[]string{"error: ", "/nonexistent.gpg"},
 		},
 		{
-			"no maker", nil,
+			"no maker",
+			[]string{"--no-cache"},
 			[]string{"PATH=" + onlyPrograms(t, "apt-get", "apt-config", "dpkg")},
 			1,
 			[]string{"error: ", "neither mmdebstrap nor debootstrap", "hint: apt-get install mmdebstrap"},
@@ -74,7 +75,7 @@ func TestBadRepositories(t *testing.T) {
 		{"malformed repository", []string{"--repo", "http://example.org bookworm main"}, nil, 2, []string{"error: ", "hint: write it as 'deb "}},
 		{"malformed kernel", []string{"--kver", "../../etc"}, nil, 2, []string{"error: ", "--kver"}},
 		{"new kernels, and nothing to tell which", []string{"--kver", "new"}, nil, 2, []string{"error: --out-dir is required with --kver new: "}},
-		{"unknown flag", []string{"--kvers", "6.1"}, nil, 2, []string{"error: ", "unknown flag --kvers", "hint: mkchroot -h"}},
+		{"unknown flag", []string{"--kvers", "6.1"}, nil, 2, []string{"error: ", "unknown flag --kvers", "hint: --help lists all flags"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			work := t.TempDir()
@@ -90,6 +91,7 @@ func TestBadRepositories(t *testing.T) {
 
 // TestWrongKeyring uses a keyring that does not sign the host's archive.
 func TestWrongKeyring(t *testing.T) {
+	t.Parallel()
 	work := t.TempDir()
 	sharedTree(t)
 	r := shared.doc.Tree.Repositories[0]
@@ -142,7 +144,7 @@ func TestFullDisk(t *testing.T) {
 	})
 	t.Run("tree that fills up", func(t *testing.T) {
 		work := smallDisk(t, "1200m")
-		r := command{name: "mkchroot", args: []string{"--work-dir", work, "--no-cache"}}.run(t).mustExit(t, 0)
+		r := command{name: "mkchroot", args: []string{"--work-dir", work, "--no-cache", "--base", sharedBase(t)}}.run(t).mustExit(t, 0)
 		fill := exec.Command("sh", "-c", `cat /dev/zero >"$1/fill"`, "sh", work)
 		assert.Assert(t, fill.Run() != nil)
 		built := command{name: "dkmsbuild", stdin: r.raw, args: []string{"--dkms", "bbswitch-dkms"}}.run(t)
@@ -179,6 +181,7 @@ func TestBadKernel(t *testing.T) {
 }
 
 func TestBadPackages(t *testing.T) {
+	t.Parallel()
 	tree := sharedTree(t)
 	empty := t.TempDir()
 	notDeb := filepath.Join(empty, "x.deb")
@@ -267,6 +270,7 @@ func TestBadOutputDirectory(t *testing.T) {
 }
 
 func TestBadArchives(t *testing.T) {
+	t.Parallel()
 	sharedTree(t)
 	dir := t.TempDir()
 	headers := shared.doc.Kernels[0].Facts
@@ -290,19 +294,20 @@ func TestBadArchives(t *testing.T) {
 
 // TestEndlessBuild: a build that never ends is ended, with everything in it.
 func TestEndlessBuild(t *testing.T) {
-	dir := source(t, "endless", endlessModule("endless"))
+	t.Parallel()
+	dir := source(t, "endless", endlessModule("endless", "314158"))
 	start := time.Now()
 	r := command{name: "dkmsbuild", stdin: sharedTree(t), args: []string{"--kver", shared.doc.Kernels[0].Release, "--timeout", "20s", "--dkms", dir, "bbswitch-dkms"}}.
 		run(t).mustExit(t, state.ExitIncomplete).mustSay(t, "cannot build endless 1.0", "timed out after 20s")
 	assert.Assert(t, time.Since(start) < 2*time.Minute)
 	assert.Equal(t, findBuild(t, r.doc, "bbswitch-dkms", shared.doc.Kernels[0].Release).Status, state.Built, "one package that fails spoils no other")
-	assert.Equal(t, len(processes(endlessSleep)), 0)
+	assert.Equal(t, len(processes("sleep\x00314158")), 0)
 }
 
 // TestInterrupt: Ctrl-C in a pipe reaches every stage at once, and the document
 // still arrives at the end.
 func TestInterrupt(t *testing.T) {
-	dir := source(t, "waiting", endlessModule("waiting"))
+	dir := source(t, "waiting", endlessModule("waiting", "314159"))
 	out := t.TempDir()
 	states := t.TempDir()
 	assert.NilError(t, os.WriteFile(filepath.Join(states, "1"), sharedTree(t), 0o644))
@@ -312,7 +317,7 @@ func TestInterrupt(t *testing.T) {
 	cmd := exec.CommandContext(ctx, "bash", "-c", script, "bash", states, bin, shared.doc.Kernels[0].Release, dir, out)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	assert.NilError(t, cmd.Start())
-	waitFor(t, func() bool { return len(processes(endlessSleep)) > 0 })
+	waitFor(t, func() bool { return len(processes("sleep\x00314159")) > 0 })
 	started := time.Now()
 	assert.NilError(t, unix.Kill(-cmd.Process.Pid, unix.SIGINT))
 	_ = cmd.Wait()
@@ -324,7 +329,7 @@ func TestInterrupt(t *testing.T) {
 	keepDocument(t, raw)
 	assert.Equal(t, doc.ExitCode(), state.ExitInterrupted)
 	assert.Equal(t, doc.Error.Stage, "dkmsbuild")
-	assert.Equal(t, len(processes(endlessSleep)), 0)
+	assert.Equal(t, len(processes("sleep\x00314159")), 0)
 	// Run again on it, the stage clears its error.
 	assert.NilError(t, os.WriteFile(filepath.Join(dir, "dkms.conf"), []byte(goodModule("waiting")["dkms.conf"]), 0o644))
 	command{name: "dkmsbuild", stdin: raw, args: []string{"--kver", shared.doc.Kernels[0].Release, "--dkms", dir}}.run(t).mustExit(t, 0)

@@ -33,7 +33,11 @@ func TestBootTrixie(t *testing.T) {
 // suiteTree makes a tree of another suite than the host's, for one test.
 func suiteTree(t *testing.T, suite string) result {
 	t.Helper()
-	r := command{name: "mkchroot", args: []string{"--work-dir", workDir, "--release", suite}}.run(t)
+	args := []string{"--work-dir", workDir, "--release", suite}
+	if os.Getenv("DKMS2BIN_NIGHTLY") == "" { // by night, a base system from the beginning
+		args = append(args, "--base", plainSystem(t, suite))
+	}
+	r := command{name: "mkchroot", args: args}.run(t)
 	if r.doc.Tree != nil {
 		t.Cleanup(func() { assert.NilError(t, exec.Command(filepath.Join(bin, "rmchroot"), r.doc.Tree.Path).Run()) })
 	}

@@ -15,6 +15,7 @@ import (
 // TestCompat builds a sample beside plain apt and dkms; scripts/test nightly builds
 // all there is.
 func TestCompat(t *testing.T) {
+	t.Parallel()
 	document := filepath.Join(t.TempDir(), "1.json")
 	assert.NilError(t, os.WriteFile(document, sharedTree(t), 0o644))
 	r := command{name: "compat", args: []string{"--tree", document, "--json", "--sample"}}.run(t).mustExit(t, 0)

@@ -4,13 +4,16 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"gotest.tools/v3/assert"
@@ -20,18 +23,7 @@ import (
 // tree that has the kernel's image but neither compiler nor headers.
 func testInstall(t *testing.T, repository, kver string) {
 	ctx := t.Context()
-	host, err := apt.ReadHost(ctx)
-	assert.NilError(t, err)
-	own, err := host.Own()
-	assert.NilError(t, err)
-	tree, err := rootfs.Create(workDir)
-	assert.NilError(t, err)
-	defer func() {
-		assert.NilError(t, tree.Close())
-		assert.NilError(t, tree.Remove())
-	}()
-	makeClean(t, tree, own, kver)
-
+	tree := cleanTree(t, "", kver)
 	binds := []sandbox.Bind{{Source: repository, Target: inRepository}}
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
 		Name: "test", On: []string{"image", "clean"},
@@ -99,33 +91,62 @@ func testInstall(t *testing.T, repository, kver string) {
 		},
 	}))
 	if os.Getenv("DKMS2BIN_NIGHTLY") != "" { // linked, packed and linted it takes half a minute
-		t.Run("own package", func(t *testing.T) { testOwnPackage(t, tree) })
+		top, err := filepath.Abs("../..")
+		assert.NilError(t, err)
+		own := runMkdeb(t, top, t.TempDir())
+		t.Run("own package", func(t *testing.T) { testOwnPackage(t, tree, own) })
+		t.Run("own timer", func(t *testing.T) { testTimer(t, tree, own) })
 	}
 	t.Run("companions", func(t *testing.T) { testCompanions(t, tree, kver) })
 }
 
-// inRepository is where the trees of makeClean see our repository.
+// inRepository is where the trees of cleanTree see our repository.
 const inRepository = "/srv/repository"
 
 // updateOurs has apt fetch the lists of our repository alone.
 var updateOurs = []string{"apt-get", "update", "-o", "Dir::Etc::sourcelist=/etc/apt/modules.list", "-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0"}
 
-// makeClean gives a tree two layers: "clean", a plain system with the distribution's
-// repositories, and ours in /etc/apt/modules.list, and "image", a kernel on it.
-func makeClean(t *testing.T, tree *rootfs.Tree, sources []apt.Source, kver string) {
+var plainSystems sync.Mutex
+
+// plainSystem is an archive of what mmdebstrap makes of a suite, from the host's own
+// mirrors: apt, and what that needs.
+func plainSystem(t *testing.T, suite string) string {
+	t.Helper()
+	plainSystems.Lock()
+	defer plainSystems.Unlock()
+	archive := filepath.Join(filepath.Dir(workDir), suite+".tar.zst")
+	if _, err := os.Stat(archive); err == nil {
+		return archive
+	}
+	half := filepath.Join(filepath.Dir(archive), "half-"+filepath.Base(archive))
+	cmd := exec.CommandContext(t.Context(), "mmdebstrap", "--quiet", "--variant=apt", suite, half, "-")
+	cmd.Stdin = bytes.NewReader(apt.Stanzas(apt.ForSuite(ownSources(t), suite)))
+	out, err := cmd.CombinedOutput()
+	assert.NilError(t, err, "%s", out)
+	assert.NilError(t, os.Rename(half, archive))
+	return archive
+}
+
+// cleanTree makes a tree of a suite, of the host's for "", with two layers: "clean", a
+// plain system with the distribution's repositories, and ours in /etc/apt/modules.list,
+// and "image", a kernel on it.
+func cleanTree(t *testing.T, suite, kver string) *rootfs.Tree {
 	t.Helper()
 	ctx := t.Context()
+	archive := plainSystem(t, cmp.Or(suite, ownSources(t)[0].Suite))
+	tree, err := rootfs.Create(workDir)
+	assert.NilError(t, err)
+	t.Cleanup(func() {
+		assert.NilError(t, tree.Close())
+		assert.NilError(t, tree.Remove())
+	})
 	var log bytes.Buffer
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
 		Name: "clean",
 		Make: func(root sandbox.Root) error {
-			if _, err := rootfs.MakeBase(ctx, tree.Mountpoint(), root.Upper, rootfs.BaseSpec{
-				Suite: sources[0].Suite, Mirror: sources[0].URI, Parts: sources[0].Components, Sources: apt.Stanzas(sources),
-				Packages: []string{"kmod"}, AptConf: []byte(apt.Config), Log: &log,
-			}); err != nil {
-				return err
-			}
-			return rootfs.Configure(root.Upper, []rootfs.ConfigFile{
+			mustRun(t, "tar", "--numeric-owner", "-C", root.Upper, "-xf", archive)
+			if err := rootfs.Configure(root.Upper, []rootfs.ConfigFile{
+				{Path: "/etc/apt/apt.conf.d/clean", Content: []byte(apt.Config), Mode: 0o644},
 				{Path: "/etc/apt/modules.list", Content: []byte("deb [trusted=yes] file:" + inRepository + " ./\n"), Mode: 0o644},
 				{Path: inRepository + "/.there"},
 				{Path: "/etc/resolv.conf", Mode: 0o644},
@@ -135,7 +156,11 @@ func makeClean(t *testing.T, tree *rootfs.Tree, sources []apt.Source, kver strin
 				// An initramfs would only take its time.
 				{Path: "/etc/initramfs-tools/update-initramfs.conf", Content: []byte("update_initramfs=no\n"), Mode: 0o644},
 				{Path: "/etc/dpkg/dpkg.cfg.d/confold", Content: []byte("force-confold\n"), Mode: 0o644},
-			})
+			}); err != nil {
+				return err
+			}
+			a := apt.Inside{Spec: sandbox.Spec{Root: root, Mountpoint: tree.Mountpoint(), Env: sandbox.DefaultEnv()}, Log: &log}
+			return a.Update(ctx)
 		},
 	}), "%s", &log)
 	assert.NilError(t, tree.MakeLayer(ctx, rootfs.LayerSpec{
@@ -149,6 +174,7 @@ func makeClean(t *testing.T, tree *rootfs.Tree, sources []apt.Source, kver strin
 			return a.Clean(ctx)
 		},
 	}), "%s", &log)
+	return tree
 }
 
 // unverified is what dpkg --verify finds, but for buildinfo files: this tree is set

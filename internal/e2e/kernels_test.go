@@ -173,11 +173,9 @@ func TestUbuntuNames(t *testing.T) {
 	const abi, version = "5.15.0-91", "5.15.0-91.101"
 	const release = abi + "-generic"
 	dir := t.TempDir()
-	base := filepath.Join(t.TempDir(), "base-files")
-	mustRun(t, "sh", "-ec", `cd "$1"; apt-get download -q base-files; dpkg-deb -R base-files_*.deb base-files
-		sed -i 's/^ID=.*/ID=ubuntu/' base-files/usr/lib/os-release; rm base-files/DEBIAN/md5sums
-		sed -i 's/^Version: .*/Version: 99/' base-files/DEBIAN/control
-		dpkg-deb -b base-files "$2/base-files_99_amd64.deb"`, "sh", filepath.Dir(base), dir)
+	base := filepath.Join(t.TempDir(), "ubuntu")
+	mustRun(t, "cp", "-a", sharedBase(t), base)
+	mustRun(t, "sed", "-i", "s/^ID=.*/ID=ubuntu/", filepath.Join(base, "usr/lib/os-release"))
 	ownHeaders(t, dir, release, version, ", linux-headers-"+abi)
 	makeDeb(t, dir, t.TempDir(), "linux-headers-"+abi, version, "Architecture: all\n", nil)
 	makeDeb(t, dir, t.TempDir(), "linux-headers-generic", "5.15.0.91.88", "Depends: linux-headers-"+release+"\n", nil)
@@ -185,7 +183,7 @@ func TestUbuntuNames(t *testing.T) {
 		makeDeb(t, dir, t.TempDir(), name+release, version, "Source: linux\n", nil)
 	}
 	out := t.TempDir()
-	r := command{name: "mkchroot", args: append([]string{"--work-dir", t.TempDir()}, withArchive(t, dir)...)}.run(t).mustExit(t, 0)
+	r := command{name: "mkchroot", args: append([]string{"--work-dir", t.TempDir(), "--base", base}, withArchive(t, dir)...)}.run(t).mustExit(t, 0)
 	tree := r.doc.Tree.Path
 	t.Cleanup(func() { mustRun(t, filepath.Join(bin, "rmchroot"), tree) })
 	assert.Equal(t, r.doc.Tree.Distribution, "ubuntu")

@@ -99,7 +99,7 @@ slurmd -D -N "$1" & wait`
 // newCluster starts a cluster whose nodes share the cache, unless that is "".
 func newCluster(t *testing.T, cache string, names ...string) *cluster {
 	t.Helper()
-	c := &cluster{dir: filepath.Join(workDir, "..", "slurm"), nodes: map[string]*machine{}}
+	c := &cluster{dir: filepath.Join(workDir, "..", strings.ToLower(t.Name())), nodes: map[string]*machine{}}
 	assert.NilError(t, os.MkdirAll(c.dir, 0o755))
 	t.Cleanup(func() { assert.NilError(t, os.RemoveAll(c.dir)) })
 	key := make([]byte, 1024)
@@ -329,6 +329,29 @@ func TestSlurm(t *testing.T) {
 	for name := range c.nodes {
 		noTrees(t, c.own(name))
 	}
+}
+
+// TestSlurmUser: the tasks of an ordinary user with subordinate IDs build as that user.
+func TestSlurmUser(t *testing.T) {
+	if os.Getenv("DKMS2BIN_NIGHTLY") == "" {
+		t.Skip("nightly only: the user has a base system to make")
+	}
+	t.Parallel()
+	base := sharedBase(t)
+	kver := shared.doc.Kernels[0].Release
+	c := newCluster(t, cacheTo, "n1")
+	cred, home := newUser(t)
+	module, archive, out := filepath.Join(home, "mine"), filepath.Join(home, "base.tar"), filepath.Join(home, "modules")
+	mustRun(t, "cp", "-r", source(t, "mine", goodModule("mine")), module)
+	mustRun(t, "tar", "-C", base, "-cf", archive, ".")
+	mustRun(t, "chown", "-R", fmt.Sprintf("%d:%d", cred.Uid, cred.Gid), home)
+	env := append(c.env(), "HOME="+home, "XDG_CACHE_HOME=")
+	command{name: "dkms2bin-slurm", env: env, dir: "/", user: cred, args: []string{
+		"--dkms", module, "--kver", kver, "--base", archive, "--out-dir", out, "--work-dir", filepath.Join(home, "node"), "--wait",
+	}}.run(t).mustExit(t, 0).mustSay(t, kver+": 1 built\n")
+	assert.DeepEqual(t, builtIn(t, out), map[string]bool{kver + " mine built": true})
+	assert.Equal(t, mustRun(t, "find", out, "!", "-uid", fmt.Sprint(cred.Uid)), "")
+	noTrees(t, filepath.Join(home, "node"))
 }
 
 // TestSlurmUsage: what is wrong shows before anything is submitted.

@@ -9,6 +9,7 @@ import (
 	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -109,12 +110,17 @@ func run(m *testing.M) int {
 	if err := os.Mkdir(documents.dir, 0o755); err != nil {
 		panic(err)
 	}
+	flag.Parse()
+	if flag.Lookup("test.run").Value.String() == "" {
+		go makeShared() // beside the tests that do without it
+	}
 	code := m.Run()
 	if says := againstSchema(filepath.Join(top, "internal/state/document.schema.json")); says != "" {
 		fmt.Fprintln(os.Stderr, "e2e:", says)
 		code = 1
 	}
-	if shared.doc != nil {
+	shared.Do(func() {}) // it may be in the making
+	if shared.doc != nil && shared.doc.Tree != nil {
 		if out, err := exec.Command(filepath.Join(bin, "rmchroot"), shared.doc.Tree.Path).CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "e2e: cannot remove the shared tree: %v\n%s", err, out)
 			code = 1
@@ -324,38 +330,70 @@ func encode(t *testing.T, doc *state.Document, change func(*state.Document)) []b
 	return raw
 }
 
+// shared is the tree that tests share. Nothing in it is changed but what dkmsbuild adds.
 var shared struct {
 	sync.Once
 	doc *state.Document
+	err error
 }
 
-// sharedTree makes one tree for all tests, for the default kernel and its cloud
-// flavour. Nothing in it is changed but what dkmsbuild adds.
+// makeShared makes the shared tree, for the default kernel and its cloud flavour, unless
+// it is there, or waits until it is.
+func makeShared() {
+	shared.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+		defer cancel()
+		args := []string{"--work-dir", workDir, "--kver"}
+		for _, flavour := range []string{"amd64", "cloud-amd64"} {
+			kver, err := kernelOf(flavour)
+			if err != nil {
+				shared.err = err
+				return
+			}
+			args = append(args, kver)
+		}
+		var stderr bytes.Buffer
+		cmd := command{name: "mkchroot", args: args}.command(ctx)
+		cmd.Stderr = &stderr
+		raw, err := cmd.Output()
+		if err != nil {
+			shared.err = fmt.Errorf("%w\n%s", err, &stderr)
+		}
+		if doc, err := state.Parse(raw); err == nil {
+			shared.doc = doc
+		}
+	})
+}
+
+// sharedTree is the document of the shared tree.
 func sharedTree(t *testing.T) []byte {
 	t.Helper()
-	shared.Do(func() {
-		r := command{name: "mkchroot", args: []string{"--work-dir", workDir, "--kver", currentKernel(t, "amd64"), currentKernel(t, "cloud-amd64")}}.run(t)
-		shared.doc = r.doc
-		r.mustExit(t, 0)
-	})
-	if shared.doc == nil || shared.doc.Error != nil {
-		t.Fatal("there is no shared tree")
-	}
-	return encode(t, shared.doc, nil)
+	makeShared()
+	assert.NilError(t, shared.err)
+	raw := encode(t, shared.doc, nil)
+	keepDocument(t, raw)
+	return raw
 }
 
 // currentKernel asks the host's apt what the header metapackage depends on.
 func currentKernel(t *testing.T, flavour string) string {
 	t.Helper()
-	out, err := exec.Command("apt-cache", "depends", "linux-headers-"+flavour).Output()
+	kver, err := kernelOf(flavour)
 	assert.NilError(t, err)
+	return kver
+}
+
+func kernelOf(flavour string) (string, error) {
+	out, err := exec.Command("apt-cache", "depends", "linux-headers-"+flavour).Output()
+	if err != nil {
+		return "", err
+	}
 	for line := range strings.Lines(string(out)) {
 		if _, release, ok := strings.Cut(strings.TrimSpace(line), "Depends: linux-headers-"); ok {
-			return release
+			return release, nil
 		}
 	}
-	t.Fatalf("linux-headers-%s depends on no headers:\n%s", flavour, out)
-	return ""
+	return "", fmt.Errorf("linux-headers-%s depends on no headers:\n%s", flavour, out)
 }
 
 // outcomes maps "package module kernel" to the status of its build.
@@ -405,14 +443,11 @@ func goodModule(name string) map[string]string {
 	}
 }
 
-// endlessModule is a module whose build never ends, and leaves a daemon.
-func endlessModule(name string) map[string]string {
+// endlessModule is a module whose build never ends, and leaves a daemon. Tests that run
+// side by side have it sleep for times of their own, to know theirs.
+func endlessModule(name, seconds string) map[string]string {
 	files := goodModule(name)
 	files["dkms.conf"] += "MAKE[0]=\"sh endless\"\n"
-	files["endless"] = "setsid sleep 314159 & sleep 314159\n"
+	files["endless"] = "setsid sleep " + seconds + " & sleep " + seconds + "\n"
 	return files
 }
-
-// endlessSleep is the command line of what an endlessModule leaves running. Tests that
-// run side by side sleep for times of their own, to know theirs.
-const endlessSleep = "sleep\x00314159"

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"crypto/tls"
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/repo"
@@ -385,12 +384,7 @@ func TestAirGap(t *testing.T) {
 	t.Parallel()
 	mirror, dir := t.TempDir(), t.TempDir()
 	kver := currentKernel(t, "amd64")
-	base := filepath.Join(dir, "base.tar.zst")
-	own := ownSources(t)
-	maker := exec.Command("mmdebstrap", "--quiet", "--variant=apt", own[0].Suite, base, "-")
-	maker.Stdin = bytes.NewReader(apt.Stanzas(own))
-	text, err := maker.CombinedOutput()
-	assert.NilError(t, err, "%s", text)
+	base := plainSystem(t, ownSources(t)[0].Suite)
 	mustRun(t, "tar", "-C", dir, "-xf", base, "./var/lib/dpkg/status")
 	assert.NilError(t, os.MkdirAll(filepath.Join(dir, "archives/partial"), 0o755))
 	mustRun(t, "apt-get", "-o", "Dir::State::status="+dir+"/var/lib/dpkg/status", "-o", "Dir::Cache::archives="+dir+"/archives", "-o", "Debug::NoLocking=yes",

@@ -28,13 +28,10 @@ func runMkdeb(t *testing.T, checkout string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// testOwnPackage makes a package of the project itself, and installs, removes and purges
-// it in a clean tree, one of testInstall's layers.
-func testOwnPackage(t *testing.T, tree *rootfs.Tree) {
+// testOwnPackage installs, removes and purges a package of the project itself in a clean
+// tree, one of testInstall's layers.
+func testOwnPackage(t *testing.T, tree *rootfs.Tree, path string) {
 	ctx := t.Context()
-	top, err := filepath.Abs("../..")
-	assert.NilError(t, err)
-	path := runMkdeb(t, top, t.TempDir())
 	lint(t, path)
 
 	x := t.TempDir()

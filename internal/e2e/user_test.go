@@ -11,17 +11,20 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"gotest.tools/v3/assert"
 )
 
+var users atomic.Int64
+
 // newUser makes a user of the host with subordinate IDs, and a home directory where
 // there is room for trees.
 func newUser(t *testing.T) (cred *syscall.Credential, home string) {
 	t.Helper()
-	name := fmt.Sprintf("dkms2bin-e%d", os.Getpid())
+	name := fmt.Sprintf("dkms2bin-e%d-%d", os.Getpid(), users.Add(1))
 	home = filepath.Join(filepath.Dir(bin), name)
 	mustRun(t, "useradd", "--create-home", "--home-dir", home, name)
 	t.Cleanup(func() { mustRun(t, "userdel", "--remove", name) })

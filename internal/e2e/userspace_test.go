@@ -45,17 +45,7 @@ func TestUserspace(t *testing.T) {
 	command{name: "repoindex", stdin: extracted.raw}.run(t).mustExit(t, 0)
 
 	ctx := t.Context()
-	host, err := apt.ReadHost(ctx)
-	assert.NilError(t, err)
-	own, err := host.Own()
-	assert.NilError(t, err)
-	tree, err := rootfs.Create(workDir)
-	assert.NilError(t, err)
-	defer func() {
-		assert.NilError(t, tree.Close())
-		assert.NilError(t, tree.Remove())
-	}()
-	makeClean(t, tree, apt.ForSuite(own, suite), kver)
+	tree := cleanTree(t, suite, kver)
 	for _, row := range rows {
 		t.Run(row.userspace, func(t *testing.T) {
 			b := findBuild(t, extracted.doc, row.dkms, kver)
