@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/dkms"
@@ -32,11 +33,12 @@ type builder struct {
 // A pkg is a package of this run.
 type pkg struct {
 	state.Package
-	depends  [][]string // the alternatives in its Depends, and
-	provides []string   // the names in its Provides, if it was looked up in this run
-	with     []*pkg     // those that are installed with it
-	kept     bool       // from an earlier run, with its layer
-	notes    []string   // messages of its installation
+	offered  *apt.Candidate // what the repositories have, if it was looked up there in this run
+	depends  [][]string     // the alternatives in its Depends, and
+	provides []string       // the names in its Provides, if it was looked up in this run
+	with     []*pkg         // those that are installed with it
+	kept     bool           // from an earlier run, with its layer
+	notes    []string       // messages of its installation
 	brought  []brought
 	modules  []dkms.Module
 	confs    map[string][]dkms.Conf // by kernel, one for each module

@@ -446,7 +446,7 @@ func (b *builder) unpack(ctx context.Context, p *pkg, inside apt.Inside) ([]stri
 		return nil, err
 	}
 	inside.Spec.Files = dkms.InstallStubs()
-	if err := inside.Install(ctx, what...); err != nil {
+	if err := installPackages(ctx, inside, p, what); err != nil {
 		if ctx.Err() != nil || !failedOnItsOwn(ctx, inside, p.Name) {
 			return nil, err
 		}
@@ -459,6 +459,14 @@ func (b *builder) unpack(ctx context.Context, p *pkg, inside apt.Inside) ([]stri
 		return nil, err
 	}
 	return ownSources(ctx, p, inside, before)
+}
+
+// installPackages installs a package and those that are installed with it.
+func installPackages(ctx context.Context, inside apt.Inside, p *pkg, what []string) error {
+	if p.offered != nil && len(what) == 1 {
+		return inside.InstallKnown(ctx, *p.offered)
+	}
+	return inside.Install(ctx, what...)
 }
 
 // sourcesBefore are the source directories of others that are in the layer already, as

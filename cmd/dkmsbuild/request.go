@@ -99,14 +99,13 @@ func resolve(ctx context.Context, inside apt.Inside, requests ...string) ([]*pkg
 
 // An offer is what the repositories have of some packages.
 type offer struct {
-	inside    apt.Inside
-	preferred map[string]string          // the versions that apt would install
-	versions  map[string][]apt.Candidate // all of them, the newest first
+	inside   apt.Inside
+	packages map[string]apt.Offer
 }
 
 // look asks apt, once, for all that requests may stand for.
 func look(ctx context.Context, inside apt.Inside, requests []string) (o offer, err error) {
-	var plain, all []string
+	var all []string
 	for _, r := range requests {
 		if isPath(r) {
 			continue
@@ -121,17 +120,12 @@ func look(ctx context.Context, inside apt.Inside, requests []string) (o offer, e
 				all = append(all, c.name)
 			}
 		default:
-			all, plain = append(all, r), append(plain, r)
+			all = append(all, r)
 		}
 	}
 	o.inside = inside
-	if len(plain) > 0 {
-		if o.preferred, err = inside.Preferred(ctx, plain...); err != nil {
-			return o, err
-		}
-	}
 	if len(all) > 0 {
-		o.versions, err = inside.Show(ctx, all...)
+		o.packages, err = inside.Look(ctx, all...)
 	}
 	return o, err
 }
@@ -146,9 +140,9 @@ func (o offer) resolve(ctx context.Context, request string) (*pkg, error) {
 		return o.resolvePrefix(ctx, request, prefix)
 	}
 	if !pinned {
-		version = o.preferred[name]
+		version = o.packages[name].Preferred
 	}
-	found := o.versions[name]
+	found := o.packages[name].Versions
 	i := slices.IndexFunc(found, func(c apt.Candidate) bool { return c.Version == version })
 	switch {
 	case i >= 0:
@@ -166,7 +160,7 @@ func fromArchive(request string, c apt.Candidate) *pkg {
 			Request: request, Kind: state.KindArchive, Name: c.Name, Version: c.Version, Digest: c.SHA256,
 			Source: fmt.Sprintf("%s (= %s)", c.Source, c.SourceVersion),
 		},
-		depends: relations(c.Depends), provides: names(c.Provides, ","),
+		offered: &c, depends: relations(c.Depends), provides: names(c.Provides, ","),
 	}
 }
 
@@ -213,7 +207,7 @@ func (o offer) resolvePrefix(ctx context.Context, request, prefix string) (*pkg,
 	}
 	var matches, others []apt.Candidate
 	for _, c := range ways {
-		for _, candidate := range o.versions[c.name] {
+		for _, candidate := range o.packages[c.name].Versions {
 			_, upstream, hasEpoch := strings.Cut(candidate.Version, ":")
 			if strings.HasPrefix(candidate.Version, c.version) || (hasEpoch && strings.HasPrefix(upstream, c.version)) {
 				matches = append(matches, candidate)

@@ -188,7 +188,7 @@ func (b *baseMaker) configFiles(sources []apt.Source) ([]rootfs.ConfigFile, erro
 	}
 	dpkgConf := strings.Join(append([]string{"force-confdef", "force-confold", "force-unsafe-io"}, rootfs.PathExcludes...), "\n") + "\n"
 	files := append(append(general, keyrings...),
-		rootfs.ConfigFile{Path: "/etc/apt/sources.list.d/dkms2bin.sources", Content: apt.Stanzas(inTree), Mode: 0o644},
+		rootfs.ConfigFile{Path: apt.SourcesFile, Content: apt.Stanzas(inTree), Mode: 0o644},
 		rootfs.ConfigFile{Path: "/etc/apt/apt.conf.d/90dkms2bin", Content: b.aptConf(), Mode: 0o644},
 		rootfs.ConfigFile{Path: "/etc/dpkg/dpkg.cfg.d/dkms2bin", Content: []byte(dpkgConf), Mode: 0o644},
 		rootfs.ConfigFile{Path: "/usr/sbin/policy-rc.d", Content: []byte("#!/bin/sh\nexit 101\n"), Mode: 0o755},

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -348,8 +349,11 @@ func (i Inside) fetched() ([]string, error) {
 		return nil, err
 	}
 	defer root.Close()
-	return fs.Glob(root.FS(), "var/cache/apt/archives/*.deb")
+	return fs.Glob(root.FS(), archives+"/*.deb")
 }
+
+// archives is where apt fetches to, on the host.
+func (i Inside) archives() string { return filepath.Join(i.Spec.Root.Upper, archives) }
 
 // oldLists fits what apt says where the mirror has something else than its lists name.
 // What else keeps it from fetching it has tried several times itself, with pauses.
@@ -382,6 +386,8 @@ type Candidate struct {
 	Description                 string
 	SHA256                      string
 	Source, SourceVersion       string
+	Filename                    string // in its repository
+	URL                         string // where it can be fetched, if Look could tell
 }
 
 // Show lists every version of the named packages that the repositories have,
@@ -394,32 +400,9 @@ func (i Inside) Show(ctx context.Context, names ...string) (map[string][]Candida
 		if err != nil && !errors.As(err, &exit) { // an unknown name is exit 100
 			return nil, err
 		}
-		r := deb.NewReader(bytes.NewReader(out))
-		for {
-			s, err := r.Next()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				return nil, fmt.Errorf("cannot read the output of apt-cache show: %w", err)
-			}
-			c := Candidate{
-				Name: s.Get("Package"), Version: s.Get("Version"), Architecture: s.Get("Architecture"),
-				Depends: s.Get("Depends"), Provides: s.Get("Provides"), SHA256: s.Get("SHA256"),
-				Description: s.Get("Description"),
-			}
-			c.Source, c.SourceVersion = SourceOf(s)
-			if c.SHA256 == "" {
-				continue // installed only, no repository has it
-			}
-			same := func(o Candidate) bool { return o.Version == c.Version && o.Architecture == c.Architecture }
-			if !slices.ContainsFunc(found[c.Name], same) {
-				found[c.Name] = append(found[c.Name], c)
-			}
+		if err := addCandidates(found, bytes.NewReader(out)); err != nil {
+			return nil, err
 		}
-	}
-	for _, list := range found {
-		slices.SortStableFunc(list, func(a, b Candidate) int { return deb.CompareVersions(b.Version, a.Version) })
 	}
 	return found, nil
 }
@@ -458,14 +441,9 @@ func (i Inside) Preferred(ctx context.Context, names ...string) (map[string]stri
 		if err != nil {
 			return nil, err
 		}
-		name := ""
-		for line := range strings.Lines(string(out)) {
-			line = strings.TrimRight(line, "\n")
-			if n, ok := strings.CutSuffix(line, ":"); ok && !strings.HasPrefix(line, " ") {
-				name = n
-			}
-			if v, ok := strings.CutPrefix(line, "  Candidate: "); ok && v != "(none)" {
-				found[name] = v
+		for name, p := range parsePolicies(string(out)) {
+			if p.candidate != "" {
+				found[name] = p.candidate
 			}
 		}
 	}

@@ -273,11 +273,11 @@ func TestInside(t *testing.T) {
 	digest := fmt.Sprintf("%064d", 1)
 	assert.DeepEqual(t, found, map[string][]Candidate{
 		"a-dkms": {
-			{Name: "a-dkms", Version: "1.0-1+deb12u1", Architecture: "amd64", Description: "x", SHA256: digest, Source: "a", SourceVersion: "1.0-1"},
-			{Name: "a-dkms", Version: "1.0-1", Architecture: "amd64", Depends: "dkms", Description: "x", SHA256: digest, Source: "a-dkms", SourceVersion: "1.0-1"},
-			{Name: "a-dkms", Version: "1.0-1~bpo1", Architecture: "amd64", Description: "x", SHA256: digest, Source: "a-dkms", SourceVersion: "1.0-1~bpo1"},
+			{Name: "a-dkms", Version: "1.0-1+deb12u1", Architecture: "amd64", Description: "x", SHA256: digest, Filename: "pool/a-dkms.deb", Source: "a", SourceVersion: "1.0-1"},
+			{Name: "a-dkms", Version: "1.0-1", Architecture: "amd64", Depends: "dkms", Description: "x", SHA256: digest, Filename: "pool/a-dkms.deb", Source: "a-dkms", SourceVersion: "1.0-1"},
+			{Name: "a-dkms", Version: "1.0-1~bpo1", Architecture: "amd64", Description: "x", SHA256: digest, Filename: "pool/a-dkms.deb", Source: "a-dkms", SourceVersion: "1.0-1~bpo1"},
 		},
-		"b-dkms": {{Name: "b-dkms", Version: "2", Architecture: "amd64", Depends: "nothing-has-this", Provides: "virtual (= 2)", Description: "x", SHA256: digest, Source: "b-dkms", SourceVersion: "2"}},
+		"b-dkms": {{Name: "b-dkms", Version: "2", Architecture: "amd64", Depends: "nothing-has-this", Provides: "virtual (= 2)", Description: "x", SHA256: digest, Filename: "pool/b-dkms.deb", Source: "b-dkms", SourceVersion: "2"}},
 	})
 	none, err := i.Show(t.Context(), "no-such")
 	assert.NilError(t, err)

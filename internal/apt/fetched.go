@@ -13,7 +13,7 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// archives is where apt keeps what it has fetched.
+// archives is where apt keeps what it has fetched, relative to the root.
 const archives = "var/cache/apt/archives"
 
 // SaveDeb copies the .deb of a package version that was just installed out of the

@@ -2,15 +2,11 @@ package apt
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"io"
 	"io/fs"
 	"net/url"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -48,7 +44,7 @@ func (i Inside) give(ctx context.Context, request []string) error {
 	if err := makeArchives(root); err != nil {
 		return err
 	}
-	if err := keeper.Give(ctx, request, filepath.Join(i.Spec.Root.Upper, archives)); err != nil {
+	if err := keeper.Give(ctx, request, i.archives()); err != nil {
 		return err
 	}
 	given, err := i.fetched()
@@ -103,7 +99,7 @@ func (i Inside) take(ctx context.Context, request []string) error {
 	if err != nil || len(debs) == 0 {
 		return err
 	}
-	return keeper.Take(ctx, request, filepath.Join(i.Spec.Root.Upper, archives))
+	return keeper.Take(ctx, request, i.archives())
 }
 
 // parseName reads the name that apt gives a file: PACKAGE_VERSION_ARCHITECTURE.deb,
@@ -127,13 +123,7 @@ func isAmong(root *os.Root, file string, known map[string][]Candidate) (ok bool,
 		if c.Version != version || c.Architecture != architecture {
 			continue
 		}
-		f, err := root.Open(file)
-		if err != nil {
-			return false, err
-		}
-		sum := sha256.New()
-		_, err = io.Copy(sum, f)
-		return hex.EncodeToString(sum.Sum(nil)) == c.SHA256, errors.Join(err, f.Close())
+		return hasDigest(root, file, c.SHA256)
 	}
 	return false, nil
 }

@@ -257,6 +257,9 @@ func parseStanzas(text []byte) ([]Source, error) {
 	}
 }
 
+// SourcesFile is where the repositories of a tree stand, by Stanzas.
+const SourcesFile = "/etc/apt/sources.list.d/dkms2bin.sources"
+
 // Stanzas gives the sources in the deb822 format, as they are put into a tree.
 func Stanzas(sources []Source) []byte {
 	var b bytes.Buffer

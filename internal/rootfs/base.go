@@ -45,6 +45,12 @@ var PathExcludes = []string{
 	"path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright", "path-include=/usr/share/doc/*/changelog*",
 }
 
+// excludeHook does what mmdebstrap's --dpkgopt would do by a filter in Python for each
+// of the first packages, which takes as long as all their installation: these are
+// unpacked whole, and what is excluded is removed again before dpkg installs them.
+const excludeHook = `cp /tmp/base.excludes "$1/etc/dpkg/dpkg.cfg.d/dkms2bin"
+cd "$1/usr/share" && rm -rf man/* locale/* info/* doc/*`
+
 // inMemory is how much memory must be available for the base to be put together
 // there: it takes about 700 MB, and the disk is what makes it slow.
 const inMemory = 3 << 30
@@ -86,9 +92,8 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (insta
 		if len(spec.Packages) > 0 {
 			run.Args = append(run.Args, "--include="+strings.Join(spec.Packages, ","))
 		}
-		for _, opt := range PathExcludes {
-			run.Args = append(run.Args, "--dpkgopt="+opt)
-		}
+		run.Args = append(run.Args, "--extract-hook="+excludeHook)
+		run.Files = append(run.Files, sandbox.File{Target: "/tmp/base.excludes", Content: []byte(strings.Join(PathExcludes, "\n") + "\n"), Mode: 0o644})
 		installed = true
 	case Maker() == "debootstrap":
 		// debootstrap tries mknod, which only real root may.
