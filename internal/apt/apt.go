@@ -310,35 +310,50 @@ func (i Inside) fetchAndRun(ctx context.Context, command ...string) error {
 	if err := i.take(ctx, command); err != nil {
 		return err
 	}
-	deb, err := i.onlyOne(out)
+	debs, err := i.onlyNew(out)
 	if err != nil {
 		return err
 	}
-	if deb != "" {
-		return i.unpack(ctx, deb)
+	if len(debs) > 0 {
+		return i.unpack(ctx, debs...)
 	}
 	return i.run(ctx, false, args()...)
 }
 
-var onlyNew = regexp.MustCompile(`(?m)^0 upgraded, 1 newly installed, 0 to remove and `)
+var onlyNew = regexp.MustCompile(`(?m)^0 upgraded, (\d+) newly installed, 0 to remove and `)
 
-// onlyOne is the fetched .deb, inside, when that is all that apt would install, or
-// "".
-func (i Inside) onlyOne(output string) (string, error) {
-	if !onlyNew.MatchString(output) {
-		return "", nil
+// onlyNew are the fetched .debs, inside, when they are all that apt would install, and
+// dpkg needs nobody to say in which order; or none.
+func (i Inside) onlyNew(output string) (inside []string, err error) {
+	m := onlyNew.FindStringSubmatch(output)
+	if m == nil {
+		return nil, nil
 	}
 	debs, err := i.fetched()
-	if err != nil || len(debs) != 1 {
-		return "", err
+	if err != nil || fmt.Sprint(len(debs)) != m[1] {
+		return nil, err
 	}
-	return "/" + debs[0], nil
+	all, err := i.readInstalled()
+	if err != nil {
+		return nil, err
+	}
+	for _, deb := range debs {
+		control, err := i.control(deb)
+		if err != nil {
+			return nil, err
+		}
+		if !all.hasAll(control.Get("Pre-Depends")) {
+			return nil, nil
+		}
+		inside = append(inside, "/"+deb)
+	}
+	return inside, nil
 }
 
-// unpack installs a package that needs nothing else. apt would look at all packages
-// of the repositories once more, half a second, and then call dpkg as well.
-func (i Inside) unpack(ctx context.Context, deb string) error {
-	_, err := i.command(ctx, false, "dpkg", "--install", deb)
+// unpack installs packages that need nothing else. apt would look at all packages of
+// the repositories once more, half a second, and then call dpkg as well.
+func (i Inside) unpack(ctx context.Context, debs ...string) error {
+	_, err := i.command(ctx, false, append([]string{"dpkg", "--install"}, debs...)...)
 	return err
 }
 

@@ -130,13 +130,13 @@ var errNotAlone = errors.New("it cannot be installed alone")
 
 // InstallKnown is Install for a version that Look has told of. Where it needs nothing
 // that is not installed, neither apt's look at all packages of the archive nor its
-// resolver is wanted: its own helper fetches the file, and dpkg says whether it can be
-// installed as it is. Whatever stands in the way is left to apt.
+// resolver is wanted: its own helper fetches the file, and dpkg installs it. Whatever
+// stands in the way is left to apt.
 func (i Inside) InstallKnown(ctx context.Context, c Candidate) error {
 	request := []string{"install", c.Name + "=" + c.Version}
 	err := i.fetchKnown(ctx, request, c)
 	if err == nil {
-		err = i.installAlone(ctx, "/"+archiveOf(c))
+		err = i.installAlone(ctx, archiveOf(c))
 	}
 	if errors.Is(err, errNotAlone) {
 		return i.Install(ctx, request[1:]...)
@@ -218,19 +218,44 @@ func hasDigest(root *os.Root, name, digest string) (right bool, err error) {
 	return hex.EncodeToString(sum.Sum(nil)) == digest, errors.Join(err, f.Close())
 }
 
-// notAlone is the exit status for a package that dpkg does not install as it is.
-const notAlone = 120
-
-// installAlone installs a .deb, inside, by dpkg alone, if that is content with all that
-// is installed.
+// installAlone installs a .deb, by its name relative to the root, by dpkg alone, if that
+// needs nothing else.
 func (i Inside) installAlone(ctx context.Context, file string) error {
-	script := fmt.Sprintf(`dpkg --no-act --install "$1" >/dev/null 2>&1 || exit %d; exec dpkg --install "$1"`, notAlone)
-	_, err := i.command(ctx, false, "sh", "-c", script, "sh", file)
-	var exit *sandbox.ExitError
-	if errors.As(err, &exit) && exit.Code == notAlone {
+	all, err := i.readInstalled()
+	if err != nil {
+		return err
+	}
+	control, err := i.control(file)
+	if err != nil {
+		return err
+	}
+	if !all.takes(control) {
 		return errNotAlone
 	}
-	return err
+	return i.unpack(ctx, "/"+file)
+}
+
+// control reads the control file of a .deb that lies in what was written.
+func (i Inside) control(file string) (deb.Stanza, error) {
+	root, err := os.OpenRoot(i.Spec.Root.Upper)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := open(root, file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	archive, err := deb.Open(f, info.Size())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return archive.Control()
 }
 
 // addCandidates adds what apt-cache show prints, without what is only installed.

@@ -45,12 +45,6 @@ var PathExcludes = []string{
 	"path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright", "path-include=/usr/share/doc/*/changelog*",
 }
 
-// excludeHook does what mmdebstrap's --dpkgopt would do by a filter in Python for each
-// of the first packages, which takes as long as all their installation: these are
-// unpacked whole, and what is excluded is removed again before dpkg installs them.
-const excludeHook = `cp /tmp/base.excludes "$1/etc/dpkg/dpkg.cfg.d/dkms2bin"
-cd "$1/usr/share" && rm -rf man/* locale/* info/* doc/*`
-
 // inMemory is how much memory must be available for the base to be put together
 // there: it takes about 700 MB, and the disk is what makes it slow.
 const inMemory = 3 << 30
@@ -67,7 +61,6 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (insta
 		Binds: []sandbox.Bind{{Source: dir, Target: "/tmp/base", Write: true}},
 		Files: []sandbox.File{
 			{Target: "/tmp/base.sources", Content: spec.Sources, Mode: 0o644},
-			{Target: "/tmp/base.conf", Content: spec.AptConf, Mode: 0o644},
 		},
 	}
 	if spec.Given == "" {
@@ -85,15 +78,17 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (insta
 		case machine.Memory() > inMemory:
 			target = "/tmp/memory"
 		}
+		run.Files = append(run.Files, aheadFiles(spec.AptConf)...)
 		run.Args = append([]string{
-			"sh", "-ec", `mkdir -p "$1"; target=$1; shift; mmdebstrap "$@"; [ "$target" = /tmp/base ] || cp -a "$target/." /tmp/base/`, "sh", target,
-			"--mode=root", "--format=directory", "--variant=apt", "--aptopt=/tmp/base.conf", "--skip=cleanup/apt/lists",
+			"sh", "-ec", `mkdir -p "$1"; target=$1 copy=$2; shift 2; mmdebstrap "$@"; [ "$target" = /tmp/base ] || sh -ec "$copy" sh "$target"`, "sh", target, copyScript,
+			"--mode=root", "--format=directory", "--variant=apt", "--aptopt=/tmp/base.conf", "--skip=cleanup/apt/lists", "--extract-hook=" + excludeHook,
 		}, spec.Suite, target, "/tmp/base.sources")
 		if len(spec.Packages) > 0 {
 			run.Args = append(run.Args, "--include="+strings.Join(spec.Packages, ","))
 		}
-		run.Args = append(run.Args, "--extract-hook="+excludeHook)
-		run.Files = append(run.Files, sandbox.File{Target: "/tmp/base.excludes", Content: []byte(strings.Join(PathExcludes, "\n") + "\n"), Mode: 0o644})
+		if len(spec.Packages) > 0 && target != "/tmp/base" { // in memory, where there is room for both
+			run.Args = append(run.Args, "--setup-hook="+aheadHook, "--essential-hook="+waitHook)
+		}
 		installed = true
 	case Maker() == "debootstrap":
 		// debootstrap tries mknod, which only real root may.

@@ -1,0 +1,160 @@
+package apt
+
+import (
+	"dkms2bin/internal/deb"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// installed is what dpkg notes of the packages of a tree, dpkg(1), as far as it tells
+// whether another one can be installed beside them as they are.
+type installed struct {
+	arch     string
+	versions map[string]string   // by name
+	provides map[string][]string // by name: versions, "" without one
+	refused  map[string]bool     // what one of them conflicts with or breaks, whatever the version
+	odd      bool                // something is half installed
+}
+
+// readInstalled reads the status file of dpkg that a command in the root would see.
+func (i Inside) readInstalled() (*installed, error) {
+	for _, layer := range append([]string{i.Spec.Root.Upper}, i.Spec.Root.Layers...) {
+		root, err := os.OpenRoot(layer)
+		if err != nil {
+			return nil, err
+		}
+		defer root.Close()
+		status, err := open(root, "var/lib/dpkg/status")
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer status.Close()
+		return parseInstalled(status)
+	}
+	return nil, errors.New("there is no status file of dpkg")
+}
+
+func parseInstalled(status io.Reader) (*installed, error) {
+	all := installed{versions: map[string]string{}, provides: map[string][]string{}, refused: map[string]bool{}}
+	foreign := map[string]bool{}
+	r := deb.NewReader(status)
+	for {
+		s, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the status of dpkg: %w", err)
+		}
+		name := s.Get("Package")
+		_, state, _ := strings.Cut(s.Get("Status"), " ok ")
+		switch state {
+		case "installed":
+		case "not-installed", "config-files":
+			continue
+		default:
+			all.odd = true
+		}
+		if name == "dpkg" {
+			all.arch = s.Get("Architecture")
+		}
+		all.versions[name] = s.Get("Version")
+		foreign[s.Get("Architecture")] = true
+		for _, p := range parseRelations(s.Get("Provides")) {
+			all.provides[p[0].name] = append(all.provides[p[0].name], p[0].version)
+		}
+		for _, c := range parseRelations(s.Get("Conflicts") + "," + s.Get("Breaks")) {
+			all.refused[c[0].name] = true
+		}
+	}
+	delete(foreign, "all")
+	delete(foreign, all.arch)
+	all.odd = all.odd || len(foreign) > 0
+	return &all, nil
+}
+
+// A relation is one of the alternatives in a field such as Depends, Debian Policy 7.1.
+type relation struct{ name, operator, version string }
+
+var relationForm = regexp.MustCompile(`^([a-z0-9][a-z0-9+.-]*)(?::any)?(?:\s*\(\s*(<<|<=|=|>=|>>)\s*([^\s)]+)\s*\))?$`)
+
+// parseRelations reads a field. What it cannot make out is a relation without a name.
+func parseRelations(field string) (list [][]relation) {
+	for group := range strings.SplitSeq(field, ",") {
+		if strings.TrimSpace(group) == "" {
+			continue
+		}
+		var alternatives []relation
+		for one := range strings.SplitSeq(group, "|") {
+			m := relationForm.FindStringSubmatch(strings.TrimSpace(one))
+			if m == nil {
+				m = make([]string, 4)
+			}
+			alternatives = append(alternatives, relation{m[1], m[2], m[3]})
+		}
+		list = append(list, alternatives)
+	}
+	return list
+}
+
+func (r relation) allows(version string) bool {
+	if r.operator == "" {
+		return true
+	}
+	if version == "" {
+		return false
+	}
+	switch d := deb.CompareVersions(version, r.version); r.operator {
+	case "<<":
+		return d < 0
+	case "<=":
+		return d <= 0
+	case "=":
+		return d == 0
+	case ">=":
+		return d >= 0
+	}
+	return deb.CompareVersions(version, r.version) > 0
+}
+
+// has says whether what is installed satisfies a relation.
+func (all *installed) has(r relation) bool {
+	version, there := all.versions[r.name]
+	return there && r.allows(version) || slices.ContainsFunc(all.provides[r.name], r.allows)
+}
+
+// hasAll says whether one of each group of alternatives is there.
+func (all *installed) hasAll(field string) bool {
+	return !slices.ContainsFunc(parseRelations(field), func(group []relation) bool {
+		return !slices.ContainsFunc(group, all.has)
+	})
+}
+
+// takes says whether a package can be installed, and all else stays as it is. It may
+// say no where apt would find that it can.
+func (all *installed) takes(control deb.Stanza) bool {
+	name := control.Get("Package")
+	if _, there := all.versions[name]; there || all.odd || all.refused[name] {
+		return false
+	}
+	for _, p := range parseRelations(control.Get("Provides")) {
+		if all.refused[p[0].name] {
+			return false
+		}
+	}
+	for _, c := range parseRelations(control.Get("Conflicts") + "," + control.Get("Breaks")) {
+		if all.has(relation{name: c[0].name}) || c[0].name == "" {
+			return false
+		}
+	}
+	return all.hasAll(control.Get("Pre-Depends")) && all.hasAll(control.Get("Depends"))
+}
