@@ -4,11 +4,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 
@@ -24,97 +24,161 @@ const smallContent = 16 << 20
 // are small it has the content, too. It does not leave the file system. Times count
 // in seconds: archives keep no more, and a cache may be carried in one.
 func contentDigest(dir string) (digest string, bytes int64, err error) {
-	w := walker{sum: sha256.New()}
 	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", 0, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
-	if err := unix.Fstat(fd, &w.top); err != nil {
+	var top unix.Stat_t
+	if err := unix.Fstat(fd, &top); err != nil {
 		return "", 0, errors.Join(err, unix.Close(fd))
 	}
-	if err := w.walk(fd, dir); err != nil {
+	w := walker{top: &top, free: make(chan struct{}, runtime.GOMAXPROCS(0)-1)}
+	var found walked
+	w.walk(&found, fd, dir)
+	sum := sha256.New()
+	size, err := found.add(sum, &bytes)
+	if err == nil && size <= smallContent {
+		err = found.addContent(sum)
+	}
+	if err != nil {
 		return "", 0, err
 	}
-	for i := 0; w.size <= smallContent && i < len(w.files); i++ {
-		if err := addFile(w.sum, w.files[i]); err != nil {
-			return "", 0, err
-		}
-	}
-	return hex.EncodeToString(w.sum.Sum(nil)), w.bytes, nil
+	return hex.EncodeToString(sum.Sum(nil)), bytes, nil
 }
 
 // A walker looks at all inodes below a directory: tens of thousands, in each run, so
-// by names relative to open directories.
+// by names relative to open directories, and on all cores.
 type walker struct {
-	sum   hash.Hash
-	top   unix.Stat_t
-	bytes int64    // on the disk
-	size  int64    // of the content
+	top  *unix.Stat_t
+	free chan struct{} // has room for as many as may be at work besides
+}
+
+// A walked is what was found in a directory.
+type walked struct {
+	segments []segment
+	bytes    int64 // on the disk
+	size     int64 // of the content
+	err      error
+	ready    chan struct{} // closed when it is found, if another one looks
+}
+
+// A segment is what is there, in the order of names, up to a directory.
+type segment struct {
+	text  []byte
 	files []string // regular ones, as long as the content is small
-	line  []byte
+	child *walked  // nil in the last one
 }
 
 // walk looks at what is in the directory fd, which it closes.
-func (w *walker) walk(fd int, dir string) (err error) {
+func (w *walker) walk(found *walked, fd int, dir string) {
 	f := os.NewFile(uintptr(fd), dir)
 	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		return err
+	var names []string
+	if names, found.err = f.Readdirnames(-1); found.err != nil {
+		return
 	}
 	slices.Sort(names)
+	var s segment
 	for _, name := range names {
 		var st unix.Stat_t
 		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return &fs.PathError{Op: "stat", Path: filepath.Join(dir, name), Err: err}
+			found.err = &fs.PathError{Op: "stat", Path: filepath.Join(dir, name), Err: err}
+			return
 		}
-		w.bytes += st.Blocks * 512
-		w.line = append(append(w.line[:0], name...), 0)
-		w.add(int64(st.Mode), int64(st.Uid), int64(st.Gid))
-		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			if st.Dev == w.top.Dev {
-				if err := w.enter(fd, filepath.Join(dir, name), name); err != nil {
-					return err
-				}
+		found.bytes += st.Blocks * 512
+		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+		if isDir && st.Dev != w.top.Dev {
+			continue
+		}
+		s.text = appendNumbers(append(append(s.text, name...), 0), int64(st.Mode), int64(st.Uid), int64(st.Gid))
+		if isDir {
+			var opaque bool
+			if s.child, opaque, found.err = w.enter(fd, filepath.Join(dir, name), name); found.err != nil {
+				return
 			}
+			if opaque {
+				s.text = append(s.text, 'y')
+			}
+			s.text = append(s.text, '/')
+			found.segments = append(found.segments, s)
+			s = segment{text: []byte{0, '.'}} // its end is marked, so that no other tree reads the same
 			continue
 		}
 		sec, _ := st.Mtim.Unix() // the field is an int32 on some machines
-		w.add(int64(st.Rdev), st.Size, sec)
-		w.sum.Write(w.line)
-		w.size += st.Size
-		if st.Mode&unix.S_IFMT == unix.S_IFREG && w.size <= smallContent {
-			w.files = append(w.files, filepath.Join(dir, name))
+		s.text = appendNumbers(s.text, int64(st.Rdev), st.Size, sec)
+		found.size += st.Size
+		if st.Mode&unix.S_IFMT == unix.S_IFREG && found.size <= smallContent {
+			s.files = append(s.files, filepath.Join(dir, name))
+		}
+	}
+	found.segments = append(found.segments, s)
+}
+
+// enter walks a directory, at the same time where a core is free.
+func (w *walker) enter(parent int, path, name string) (child *walked, opaque bool, err error) {
+	if opaque, err = isOpaque(path); err != nil {
+		return nil, false, &fs.PathError{Op: "get " + opaqueName + " of", Path: path, Err: err}
+	}
+	fd, err := unix.Openat(parent, name, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, false, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	child = &walked{}
+	select {
+	case w.free <- struct{}{}:
+		child.ready = make(chan struct{})
+		go func() {
+			w.walk(child, fd, path)
+			<-w.free
+			close(child.ready)
+		}()
+	default:
+		w.walk(child, fd, path)
+	}
+	return child, opaque, nil
+}
+
+// add adds all text to a sum, and what is on the disk to bytes, and returns the size of
+// the content.
+func (d *walked) add(sum io.Writer, bytes *int64) (size int64, err error) {
+	if d.ready != nil {
+		<-d.ready
+	}
+	size, err = d.size, d.err
+	*bytes += d.bytes
+	for _, s := range d.segments {
+		_, _ = sum.Write(s.text)
+		if s.child != nil {
+			below, childErr := s.child.add(sum, bytes)
+			size, err = size+below, errors.Join(err, childErr)
+		}
+	}
+	return size, err
+}
+
+// addContent adds the content of all files.
+func (d *walked) addContent(sum io.Writer) error {
+	for _, s := range d.segments {
+		for _, file := range s.files {
+			if err := addFile(sum, file); err != nil {
+				return err
+			}
+		}
+		if s.child != nil {
+			if err := s.child.addContent(sum); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// enter adds a directory and walks it. Its end is marked, so that no other tree
-// reads the same.
-func (w *walker) enter(parent int, path, name string) error {
-	opaque, err := isOpaque(path)
-	if err != nil {
-		return &fs.PathError{Op: "get " + opaqueName + " of", Path: path, Err: err}
-	}
-	if opaque {
-		w.line = append(w.line, 'y')
-	}
-	w.sum.Write(append(w.line, '/'))
-	fd, err := unix.Openat(parent, name, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	err = w.walk(fd, path)
-	w.sum.Write([]byte{0, '.'})
-	return err
-}
-
-// add appends numbers to the line.
-func (w *walker) add(numbers ...int64) {
+// appendNumbers appends numbers to a line.
+func appendNumbers(line []byte, numbers ...int64) []byte {
 	for _, n := range numbers {
-		w.line = append(strconv.AppendInt(w.line, n, 36), ' ')
+		line = append(strconv.AppendInt(line, n, 36), ' ')
 	}
+	return line
 }
 
 func addFile(w io.Writer, path string) error {
