@@ -465,8 +465,11 @@ func (i Inside) Preferred(ctx context.Context, names ...string) (map[string]stri
 	return found, nil
 }
 
-// Files lists the files of an installed package.
+// Files lists the files of an installed package, or of one that was just installed.
 func (i Inside) Files(ctx context.Context, name string) ([]string, error) {
+	if list, err := readList(i.Spec.Root.Upper, name); err == nil {
+		return strings.Split(strings.TrimRight(string(list), "\n"), "\n"), nil
+	}
 	out, err := i.Output(ctx, "dpkg-query", "--listfiles", name)
 	if err != nil {
 		return nil, err

@@ -93,3 +93,19 @@ func installedIn(status io.Reader) (list []string, err error) {
 		list = append(list, fmt.Sprintf("%q %q %q %q %q", s.Get("Package"), s.Get("Architecture"), s.Get("Version"), s.Get("Status"), s.Get("Conffiles")))
 	}
 }
+
+// readList reads dpkg's list of the files of a package that was installed in a layer,
+// where it has the plain name.
+func readList(layer, name string) ([]byte, error) {
+	root, err := os.OpenRoot(layer)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := open(root, "var/lib/dpkg/info/"+name+".list")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, mostOutput))
+}

@@ -1,6 +1,7 @@
 package apt
 
 import (
+	"dkms2bin/internal/sandbox"
 	"os"
 	"path/filepath"
 	"testing"
@@ -80,4 +81,21 @@ func TestContentRefuses(t *testing.T) {
 	assert.NilError(t, unix.Mkfifo(filepath.Join(layer, "var/lib/dpkg/info/a.md5sums"), 0o644))
 	_, err = Content(layer)
 	assert.ErrorContains(t, err, "not a regular file")
+}
+
+func TestReadList(t *testing.T) {
+	t.Parallel()
+	layer := t.TempDir()
+	info := filepath.Join(layer, "var/lib/dpkg/info")
+	assert.NilError(t, os.MkdirAll(info, 0o755))
+	assert.NilError(t, os.WriteFile(filepath.Join(info, "a-dkms.list"), []byte("/.\n/usr\n"), 0o644))
+	assert.NilError(t, os.Symlink("a-dkms.list", filepath.Join(info, "link.list")))
+	i := Inside{Spec: sandbox.Spec{Root: sandbox.Root{Upper: layer}}}
+	files, err := i.Files(t.Context(), "a-dkms")
+	assert.NilError(t, err)
+	assert.DeepEqual(t, files, []string{"/.", "/usr"})
+	for _, name := range []string{"link", "missing"} {
+		_, err := readList(layer, name)
+		assert.Assert(t, err != nil, name)
+	}
 }
