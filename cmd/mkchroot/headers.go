@@ -53,7 +53,7 @@ func addKernels(ctx context.Context, s *cli.Session, b *baseMaker, want selectio
 		inside.Spec.Root = b.tree.Root(append([]string{k.Layer}, h.below...)...)
 		item := h.answer("the packages of the kernel "+k.Release, append([]string{k.Layer}, h.below...)...)
 		if k.Images, err = rootfs.Remember(ctx, h.cache, item, func() ([]state.Image, error) {
-			return findImages(ctx, inside, k, s.Doc.Tree.Architecture)
+			return findImages(ctx, base, inside, k, s.Doc.Tree.Architecture)
 		}); err != nil {
 			return err
 		}

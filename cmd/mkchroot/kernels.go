@@ -106,11 +106,18 @@ func askHeaders(ctx context.Context, inside apt.Inside) (k known, err error) {
 		return k, err
 	}
 	names = slices.DeleteFunc(names, func(n string) bool { return !strings.Contains(n, "headers") })
-	if k.Shown, err = inside.Show(ctx, names...); err != nil {
+	offers, err := inside.Look(ctx, names...)
+	if err != nil {
 		return k, err
 	}
-	if k.Preferred, err = inside.Preferred(ctx, names...); err != nil {
-		return k, err
+	k.Shown, k.Preferred = map[string][]apt.Candidate{}, map[string]string{}
+	for name, o := range offers {
+		if o.Preferred != "" {
+			k.Preferred[name] = o.Preferred
+		}
+		if len(o.Versions) > 0 {
+			k.Shown[name] = o.Versions
+		}
 	}
 	k.Present, err = installedHeaders(ctx, inside)
 	return k, err
@@ -317,9 +324,10 @@ func installedHeaders(ctx context.Context, inside apt.Inside) (map[string]apt.Ca
 
 // findImages are the packages that ship the kernel itself, the one that people
 // install first: whose it is where the headers brought it along, those called for
-// the kernel, those that say so in Provides, and the sibling of the headers.
-func findImages(ctx context.Context, inside apt.Inside, k state.Kernel, arch string) ([]state.Image, error) {
-	all, err := inside.Names(ctx, "")
+// the kernel, those that say so in Provides, and the sibling of the headers. What the
+// lists say is asked for where nothing was installed since apt made its index of them.
+func findImages(ctx context.Context, lists, inside apt.Inside, k state.Kernel, arch string) ([]state.Image, error) {
+	all, err := lists.Names(ctx, "")
 	if err != nil {
 		return nil, err
 	}
@@ -327,7 +335,7 @@ func findImages(ctx context.Context, inside apt.Inside, k state.Kernel, arch str
 	names := slices.DeleteFunc(all, func(n string) bool { return !isImage(n, form) })
 	siblings := imageSiblings(k.Headers)
 	names = append(names, siblings...)
-	provide, err := inside.Providers(ctx, "linux-image-"+form)
+	provide, err := lists.Providers(ctx, "linux-image-"+form)
 	if err != nil {
 		return nil, err
 	}
@@ -344,19 +352,15 @@ func findImages(ctx context.Context, inside apt.Inside, k state.Kernel, arch str
 		return cmp.Or(cmp.Compare(imageOrder(a), imageOrder(b)), cmp.Compare(a, b))
 	})
 	names = slices.Compact(names)
-	shown, err := inside.Show(ctx, names...)
-	if err != nil {
-		return nil, err
-	}
-	preferred, err := inside.Preferred(ctx, names...)
+	offers, err := lists.Look(ctx, names...)
 	if err != nil {
 		return nil, err
 	}
 	var images []state.Image
 	for _, name := range names {
-		version := preferred[name]
+		version := offers[name].Preferred
 		owns := slices.ContainsFunc(owners, func(o apt.Owner) bool { return o.Package == name })
-		offered := slices.ContainsFunc(shown[name], func(c apt.Candidate) bool { return c.Version == version && c.Architecture == arch })
+		offered := slices.ContainsFunc(offers[name].Versions, func(c apt.Candidate) bool { return c.Version == version && c.Architecture == arch })
 		// A name without the release says little: its version must say it.
 		named := isImage(name, form) || slices.Contains(provide, name) || version == k.Version
 		if version != "" && (owns || offered && named) {

@@ -310,7 +310,7 @@ func TestKernelNames(t *testing.T) {
 			assert.Equal(t, strings.Join(headers, " "), tt.headers)
 			k := targets[0].Kernel
 			k.Headers, k.Version = targets[0].headers[0].Name, targets[0].headers[0].Version
-			images, err := findImages(t.Context(), inside, k, "amd64")
+			images, err := findImages(t.Context(), inside, inside, k, "amd64")
 			assert.NilError(t, err)
 			var names []string
 			for _, image := range images {

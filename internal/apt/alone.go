@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -25,22 +26,39 @@ type installed struct {
 // readInstalled reads the status file of dpkg that a command in the root would see.
 func (i Inside) readInstalled() (*installed, error) {
 	for _, layer := range append([]string{i.Spec.Root.Upper}, i.Spec.Root.Layers...) {
-		root, err := os.OpenRoot(layer)
-		if err != nil {
-			return nil, err
+		all, err := packagesIn(layer)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return all, err
 		}
-		defer root.Close()
-		status, err := open(root, "var/lib/dpkg/status")
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		defer status.Close()
-		return parseInstalled(status)
 	}
 	return nil, errors.New("there is no status file of dpkg")
+}
+
+// onBase says that nothing was installed but the lowest layer, with which apt has made
+// its indexes.
+func (i Inside) onBase() bool {
+	layers := i.Spec.Root.Layers
+	return len(layers) > 0 && !slices.ContainsFunc(append(slices.Clone(layers[:len(layers)-1]), i.Spec.Root.Upper), func(layer string) bool {
+		_, err := os.Lstat(filepath.Join(layer, statusFile))
+		return !errors.Is(err, fs.ErrNotExist)
+	})
+}
+
+// statusFile is where dpkg notes what is installed, relative to the root.
+const statusFile = "var/lib/dpkg/status"
+
+func packagesIn(layer string) (*installed, error) {
+	root, err := os.OpenRoot(layer)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	status, err := open(root, statusFile)
+	if err != nil {
+		return nil, err
+	}
+	defer status.Close()
+	return parseInstalled(status)
 }
 
 func parseInstalled(status io.Reader) (*installed, error) {

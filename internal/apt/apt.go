@@ -277,9 +277,13 @@ func (i Inside) Install(ctx context.Context, packages ...string) error {
 
 func (i Inside) fetchAndRun(ctx context.Context, command ...string) error {
 	args := func(more ...string) []string {
-		// The index with what is installed, 40 MB in each layer, would serve
-		// nobody. That of the lists alone is in a layer below.
-		return append(append([]string{"-q", "-y", "--no-install-recommends", "-o", "Dir::Cache::pkgcache="}, more...), command...)
+		args := []string{"-q", "-y", "--no-install-recommends"}
+		if !i.onBase() {
+			// The index with what is installed, 40 MB in each layer, would serve
+			// nobody. That of the lists alone is in a layer below.
+			args = append(args, "-o", "Dir::Cache::pkgcache=")
+		}
+		return append(append(args, more...), command...)
 	}
 	if err := i.give(ctx, command); err != nil {
 		return err

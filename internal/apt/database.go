@@ -25,7 +25,7 @@ func Content(layer string) (digest string, err error) {
 		return "", err
 	}
 	defer root.Close()
-	status, err := open(root, "var/lib/dpkg/status")
+	status, err := open(root, statusFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
