@@ -332,9 +332,13 @@ func findImages(ctx context.Context, lists, inside apt.Inside, k state.Kernel, a
 		return nil, err
 	}
 	form := modpkg.KernelName(k.Release)
-	names := slices.DeleteFunc(all, func(n string) bool { return !isImage(n, form) })
+	var names []string
 	siblings := imageSiblings(k.Headers)
-	names = append(names, siblings...)
+	for _, n := range all { // apt would look for others among all names, as patterns
+		if isImage(n, form) || slices.Contains(siblings, n) {
+			names = append(names, n)
+		}
+	}
 	provide, err := lists.Providers(ctx, "linux-image-"+form)
 	if err != nil {
 		return nil, err
