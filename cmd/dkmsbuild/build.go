@@ -84,7 +84,11 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 		return err
 	}
 	b.planJobs()
-	return b.runJobs(ctx)
+	err = b.runJobs(ctx)
+	if b.cache != nil { // which has become larger
+		err = errors.Join(err, b.cache.Trim())
+	}
+	return err
 }
 
 const inPlaceWarning = "NO ISOLATION: packages are installed and built in this system's own root, as its root"

@@ -205,6 +205,8 @@ func TestCacheLimit(t *testing.T) {
 	first := make()
 	assert.Equal(t, len(cached(t, cache, "*")), 2)
 	command{name: "dkmsbuild", stdin: first.raw, args: []string{"--dkms", "bbswitch-dkms"}}.run(t).mustExit(t, 0)
+	assert.Equal(t, len(cached(t, cache, "package")), 1)
+	assert.Equal(t, len(cached(t, cache, "debs"))+len(cached(t, cache, "answer")), 0) // which no tree has
 	command{name: "rmchroot", stdin: first.raw}.run(t).mustExit(t, 0)
 	assert.Equal(t, len(cached(t, cache, "package")), 1)
 	second := make()
