@@ -18,33 +18,42 @@ import (
 // mmdebstrap once more, which says why.
 const aheadHook = `[ -n "${MMDEBSTRAP_APT_CONFIG-}" ] || exit 0
 plain=$1/var/cache/apt/archives/plain
-(
-	export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-	apt-get -q -o Acquire::Retries=0 update --error-on=any &&
-		apt-get -q -y -o Acquire::Retries=0 --download-only install "?and(?essential,?architecture(native))" apt $(echo "$MMDEBSTRAP_INCLUDE" | tr , " ")
-) >/tmp/base.ahead.log 2>&1 || exit 0
-mkdir "$plain"
+mkdir -p "$plain"
 cp /tmp/base.take "$plain/take"
 exec 9>/tmp/base.lock
 flock 9
-sh -e /tmp/base.plain "$plain" >/dev/null 2>&1 </dev/null &`
+sh -e /tmp/base.plain "$plain" >/dev/null 2>&1 </dev/null &
+(
+	export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+	apt-get -q -o Acquire::Retries=0 update --error-on=any &&
+		apt-get -q -y -o Acquire::Retries=0 --download-only install "?essential" apt $(echo "$MMDEBSTRAP_INCLUDE" | tr , " ")
+) >/dev/null 2>&1 9>&- || :
+: >"$plain/fetched"`
 
 // plainScript makes copies without compression, small ones first: those are needed
 // first. It gives each its name when it is whole. The format is that of deb(5): a file
 // of ar, in which the third member has the files.
 const plainScript = `cd "$1"
-find .. -maxdepth 1 -name "*.deb" -size +128k -printf "%s %f\n" | sort -n | while read -r _ name; do
-	deb=../$name
-	control=$(tail -c +121 "$deb" | head -c 10)
+copy() {
+	control=$(tail -c +121 "$1" | head -c 10)
 	at=$((132 + control + control % 2))
-	[ "$(tail -c +$((at + 1)) "$deb" | head -c 8)" = data.tar ] || continue
-	dpkg-deb --fsys-tarfile "$deb" >data
+	[ "$(tail -c +$((at + 1)) "$1" | head -c 8)" = data.tar ] || return 0
+	dpkg-deb --fsys-tarfile "$1" >data
 	{
-		head -c $at "$deb"
+		head -c $at "$1"
 		printf "%-16s%-12s%-6s%-6s%-8s%-10s\140\n" data.tar 0 0 0 100644 "$(stat -c %s data)"
 		cat data
 	} >copy
-	mv copy "$name"
+	mv copy "${1##*/}"
+}
+more=yes
+while [ $more = yes ]; do
+	[ ! -e fetched ] || more=no
+	find .. -maxdepth 1 -name "*.deb" -size +128k -printf "%s %f\n" | sort -n | while read -r _ name; do
+		[ -e "$name.seen" ] || copy "../$name"
+		: >"$name.seen"
+	done
+	[ $more = no ] || sleep 0.1
 done`
 
 // excludeHook is run when the first packages are unpacked. It does what mmdebstrap's
