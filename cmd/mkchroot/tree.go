@@ -130,7 +130,10 @@ func (o *options) openCache(msg *cli.Messenger) (*rootfs.Cache, error) {
 			return nil, err
 		}
 	}
-	return cache, cache.Trim() // what a dead run left may be what is missing of space
+	if err := cache.Trim(); err != nil { // what a dead run left may be what is missing of space
+		return nil, err
+	}
+	return cache, cache.Foresee("base", "headers")
 }
 
 const (
