@@ -46,7 +46,7 @@ var PathExcludes = []string{
 }
 
 // inMemory is how much memory must be available for the base to be put together
-// there: it takes about 700 MB, and the disk is what makes it slow.
+// there: with the packages it takes about 1.2 GB, and the disk is what makes it slow.
 const inMemory = 3 << 30
 
 // MakeBase fills dir, an empty directory, with a base system: the given one, or
