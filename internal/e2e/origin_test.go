@@ -304,7 +304,7 @@ func TestCredentials(t *testing.T) {
 		}
 	}()
 	r := command{name: "dkms2bin", env: env, args: []string{
-		"--dkms", "bbswitch-dkms", "--out-dir", out, "--work-dir", work, "--index", "--do-not-remove",
+		"--dkms", "bbswitch-dkms", "acpi-call-dkms", "--out-dir", out, "--work-dir", work, "--index", "--do-not-remove",
 		"--auth-conf", auth, "--load-cert", cert, "--direct-repo-addr", "127.0.0.1",
 	}}.run(t)
 	close(stop)
@@ -312,7 +312,19 @@ func TestCredentials(t *testing.T) {
 	r.mustExit(t, 0)
 	assert.Assert(t, site.in.Load() > 0 && inner.in.Load() > 0 && outer.in.Load() > 0)
 	assert.Assert(t, !strings.Contains(r.stderr, "warning"), r.stderr)
-	assert.Equal(t, len(debFiles(t, out)), 1)
+	assert.Equal(t, len(debFiles(t, out)), 2)
+	// Of a flat repository apt is asked. What needs nothing, and whose place is known, is
+	// fetched alone, by the same login.
+	logs, err := filepath.Glob(filepath.Join(work, "trees/*/records/package-*/install.log"))
+	assert.NilError(t, err)
+	asked := map[bool]int{}
+	for _, name := range logs {
+		log, err := os.ReadFile(name)
+		assert.NilError(t, err)
+		asked[strings.Contains(string(log), "Building dependency tree")]++
+		assert.Equal(t, strings.Contains(string(log), "Building dependency tree"), strings.Contains(string(log), "bbswitch"), string(log))
+	}
+	assert.DeepEqual(t, asked, map[bool]int{true: 1, false: 1})
 
 	// Nothing but the file that apt has them from; encoded ones neither.
 	patterns := []string{"zq9secret"}
