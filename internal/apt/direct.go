@@ -159,14 +159,11 @@ func (i Inside) fetchKnown(ctx context.Context, request []string, c Candidate) e
 	if c.URL == "" || c.SHA256 == "" {
 		return errNotAlone
 	}
-	root, err := os.OpenRoot(i.Spec.Root.Upper)
+	root, err := i.openWritten()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	if err := makeArchives(root); err != nil {
-		return err
-	}
 	file := archiveOf(c)
 	keeper := i.keeper(request)
 	if keeper != nil {

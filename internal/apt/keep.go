@@ -36,14 +36,11 @@ func (i Inside) give(ctx context.Context, request []string) error {
 	if keeper == nil {
 		return nil
 	}
-	root, err := os.OpenRoot(i.Spec.Root.Upper)
+	root, err := i.openWritten()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	if err := makeArchives(root); err != nil {
-		return err
-	}
 	if err := keeper.Give(ctx, request, i.archives()); err != nil {
 		return err
 	}
@@ -70,6 +67,18 @@ func (i Inside) give(ctx context.Context, request []string) error {
 		}
 	}
 	return nil
+}
+
+// openWritten opens what is written to, with the directory that apt fetches to.
+func (i Inside) openWritten() (*os.Root, error) {
+	root, err := os.OpenRoot(i.Spec.Root.Upper)
+	if err != nil {
+		return nil, err
+	}
+	if err := makeArchives(root); err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return root, nil
 }
 
 // makeArchives makes the directory with those above it, for all to enter whatever the
