@@ -38,7 +38,7 @@ func contentDigest(dir string) (digest string, bytes int64, err error) {
 	sum := sha256.New()
 	size, err := found.add(sum, &bytes)
 	if err == nil && size <= smallContent {
-		err = found.addContent(sum)
+		err = found.addContent(sum, dir)
 	}
 	if err != nil {
 		return "", 0, err
@@ -65,8 +65,9 @@ type walked struct {
 // A segment is what is there, in the order of names, up to a directory.
 type segment struct {
 	text  []byte
-	files []string // regular ones, as long as the content is small
-	child *walked  // nil in the last one
+	files []string // names of regular ones, as long as the content is small
+	name  string
+	child *walked // nil in the last one
 }
 
 // walk looks at what is in the directory fd, which it closes.
@@ -93,7 +94,8 @@ func (w *walker) walk(found *walked, fd int, dir string) {
 		s.text = appendNumbers(append(append(s.text, name...), 0), int64(st.Mode), int64(st.Uid), int64(st.Gid))
 		if isDir {
 			var opaque bool
-			if s.child, opaque, found.err = w.enter(fd, filepath.Join(dir, name), name); found.err != nil {
+			s.name = name
+			if s.child, opaque, found.err = w.enter(fd, dir+"/"+name, name); found.err != nil {
 				return
 			}
 			if opaque {
@@ -108,7 +110,7 @@ func (w *walker) walk(found *walked, fd int, dir string) {
 		s.text = appendNumbers(s.text, int64(st.Rdev), st.Size, sec)
 		found.size += st.Size
 		if st.Mode&unix.S_IFMT == unix.S_IFREG && found.size <= smallContent {
-			s.files = append(s.files, filepath.Join(dir, name))
+			s.files = append(s.files, name)
 		}
 	}
 	found.segments = append(found.segments, s)
@@ -116,12 +118,12 @@ func (w *walker) walk(found *walked, fd int, dir string) {
 
 // enter walks a directory, at the same time where a core is free.
 func (w *walker) enter(parent int, path, name string) (child *walked, opaque bool, err error) {
-	if opaque, err = isOpaque(path); err != nil {
-		return nil, false, &fs.PathError{Op: "get " + opaqueName + " of", Path: path, Err: err}
-	}
 	fd, err := unix.Openat(parent, name, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, false, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	if opaque, err = isOpaque(fd); err != nil {
+		return nil, false, errors.Join(&fs.PathError{Op: "get " + opaqueName + " of", Path: path, Err: err}, unix.Close(fd))
 	}
 	child = &walked{}
 	select {
@@ -156,16 +158,16 @@ func (d *walked) add(sum io.Writer, bytes *int64) (size int64, err error) {
 	return size, err
 }
 
-// addContent adds the content of all files.
-func (d *walked) addContent(sum io.Writer) error {
+// addContent adds the content of all files below dir.
+func (d *walked) addContent(sum io.Writer, dir string) error {
 	for _, s := range d.segments {
-		for _, file := range s.files {
-			if err := addFile(sum, file); err != nil {
+		for _, name := range s.files {
+			if err := addFile(sum, filepath.Join(dir, name)); err != nil {
 				return err
 			}
 		}
 		if s.child != nil {
-			if err := s.child.addContent(sum); err != nil {
+			if err := s.child.addContent(sum, filepath.Join(dir, s.name)); err != nil {
 				return err
 			}
 		}
@@ -195,9 +197,9 @@ func addFile(w io.Writer, path string) error {
 // those of the layers below. See the kernel's Documentation/filesystems/overlayfs.rst.
 const opaqueName = "user.overlay.opaque"
 
-func isOpaque(dir string) (bool, error) {
+func isOpaque(fd int) (bool, error) {
 	var value [1]byte
-	n, err := unix.Lgetxattr(dir, opaqueName, value[:])
+	n, err := unix.Fgetxattr(fd, opaqueName, value[:])
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 		return false, nil
 	}
