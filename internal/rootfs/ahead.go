@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"dkms2bin/internal/sandbox"
+	"slices"
 	"strings"
 )
 
@@ -56,6 +57,16 @@ while [ $more = yes ]; do
 	[ $more = no ] || sleep 0.1
 done`
 
+// dpkgDeb stands in for dpkg-deb while mmdebstrap unpacks the first packages by it.
+const (
+	aheadPath = "/tmp/base.bin"
+	dpkgDeb   = `#!/bin/sh
+plain=${2%/*}/plain/${2##*/}
+[ "$1" != --fsys-tarfile ] || [ ! -f "$plain" ] || set -- "$1" "$plain"
+exec /usr/bin/dpkg-deb "$@"
+`
+)
+
 // excludeHook is run when the first packages are unpacked. It does what mmdebstrap's
 // --dpkgopt would have done by a filter in Python for each of them, which takes as long
 // as all their installation: what is excluded is removed before dpkg installs them.
@@ -97,6 +108,17 @@ for name in usr/*; do
 done
 wait "$first"`
 
+// aheadEnv is an environment in which mmdebstrap finds the stand-in.
+func aheadEnv(env []string) []string {
+	env = slices.Clone(env)
+	for i, v := range env {
+		if path, ok := strings.CutPrefix(v, "PATH="); ok {
+			env[i] = "PATH=" + aheadPath + ":" + path
+		}
+	}
+	return env
+}
+
 // aheadFiles are what the hooks read.
 func aheadFiles(aptConf []byte) []sandbox.File {
 	text := func(name, content string) sandbox.File {
@@ -106,5 +128,6 @@ func aheadFiles(aptConf []byte) []sandbox.File {
 		text("excludes", strings.Join(PathExcludes, "\n")+"\n"),
 		text("conf", string(aptConf)+takeConf),
 		text("plain", plainScript), text("take", takeScript),
+		{Target: aheadPath + "/dpkg-deb", Content: []byte(dpkgDeb), Mode: 0o755},
 	}
 }

@@ -87,6 +87,7 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (insta
 			run.Args = append(run.Args, "--include="+strings.Join(spec.Packages, ","))
 		}
 		if len(spec.Packages) > 0 && target != "/tmp/base" { // in memory, where there is room for both
+			run.Env = aheadEnv(run.Env)
 			run.Args = append(run.Args, "--setup-hook="+aheadHook, "--essential-hook="+waitHook)
 		}
 		installed = true
