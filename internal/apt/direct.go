@@ -37,7 +37,7 @@ func (i Inside) Look(ctx context.Context, names ...string) (map[string]Offer, er
 		out, err := i.Output(ctx, append([]string{"sh", "-c", lookScript, "sh"}, chunk...)...)
 		var exit *sandbox.ExitError
 		table, records, ok := strings.Cut(string(out), lookMark+"\n")
-		if err != nil && !(errors.As(err, &exit) && ok) { // an unknown name is exit 100
+		if err != nil && (!errors.As(err, &exit) || !ok) { // an unknown name is exit 100
 			return nil, err
 		}
 		versions := map[string][]Candidate{}
