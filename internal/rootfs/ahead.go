@@ -26,8 +26,9 @@ flock 9
 sh -e /tmp/base.plain "$plain" >/dev/null 2>&1 </dev/null &
 (
 	export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-	apt-get -q -o Acquire::Retries=0 update --error-on=any &&
-		apt-get -q -y -o Acquire::Retries=0 --download-only install "?essential" apt $(echo "$MMDEBSTRAP_INCLUDE" | tr , " ")
+	# Without this directory mmdebstrap has apt fetch the lists itself, and fails.
+	apt-get -q -o Acquire::Retries=0 update --error-on=any || { rm -rf "$1/var/lib/apt/lists/auxfiles"; exit 1; }
+	apt-get -q -y -o Acquire::Retries=0 --download-only install "?essential" apt $(echo "$MMDEBSTRAP_INCLUDE" | tr , " ")
 ) >/dev/null 2>&1 9>&- || :
 : >"$plain/fetched"`
 
