@@ -422,8 +422,8 @@ func unpackOperand(ctx context.Context, o *options, operand, dir string, facts k
 
 // saveTreeLog saves what there is to know of a tree that could not be made.
 func saveTreeLog(s *cli.Session, o *options) error {
-	if s.Doc.Tree == nil || s.Doc.Tree.Log == "" || s.Doc.Error.Stage != "mkchroot" {
-		return nil
+	if s.Doc.Tree == nil || s.Doc.Tree.Log == "" || s.Doc.Error == nil || s.Doc.Error.Stage != "mkchroot" {
+		return nil // also when this stage was interrupted before it had the document
 	}
 	to := filepath.Join(o.logDir, "mkchroot.log")
 	if err := copyLog(s.Doc.Tree.Log, to); err != nil {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"dkms2bin/internal/state"
 	"os"
@@ -333,6 +334,39 @@ func TestInterrupt(t *testing.T) {
 	// Run again on it, the stage clears its error.
 	assert.NilError(t, os.WriteFile(filepath.Join(dir, "dkms.conf"), []byte(goodModule("waiting")["dkms.conf"]), 0o644))
 	command{name: "dkmsbuild", stdin: raw, args: []string{"--kver", shared.doc.Kernels[0].Release, "--dkms", dir}}.run(t).mustExit(t, 0)
+}
+
+// TestInterruptedReading: a stage that is interrupted before it has the document
+// hands that on, too.
+func TestInterruptedReading(t *testing.T) {
+	document := sharedTree(t)
+	for _, c := range []command{
+		{name: "dkmsbuild", args: []string{"--dkms", "bbswitch-dkms"}},
+		{name: "debextract", args: []string{"--out-dir", t.TempDir()}},
+		{name: "repoindex"},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		cmd := c.command(ctx)
+		var stdout, stderr bytes.Buffer
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, &stdout, &stderr
+		stdin, err := cmd.StdinPipe()
+		assert.NilError(t, err)
+		assert.NilError(t, cmd.Start())
+		// More than a pipe holds: the program reads.
+		_, err = stdin.Write(bytes.Repeat([]byte(" "), 1<<18))
+		assert.NilError(t, err)
+		assert.NilError(t, cmd.Process.Signal(unix.SIGINT))
+		time.Sleep(100 * time.Millisecond) // the signal may be on its way; later is no less right
+		_, err = stdin.Write(document)
+		assert.NilError(t, err)
+		assert.NilError(t, stdin.Close())
+		_ = cmd.Wait()
+		assert.Equal(t, cmd.ProcessState.ExitCode(), state.ExitInterrupted, stderr.String())
+		doc, err := state.Parse(stdout.Bytes())
+		assert.NilError(t, err, stderr.String())
+		assert.Equal(t, doc.Error.Stage, c.name)
+	}
 }
 
 func waitFor(t *testing.T, done func() bool) {
