@@ -125,23 +125,7 @@ func parseRelations(field string) (list [][]relation) {
 }
 
 func (r relation) allows(version string) bool {
-	if r.operator == "" {
-		return true
-	}
-	if version == "" {
-		return false
-	}
-	switch d := deb.CompareVersions(version, r.version); r.operator {
-	case "<<":
-		return d < 0
-	case "<=":
-		return d <= 0
-	case "=":
-		return d == 0
-	case ">=":
-		return d >= 0
-	}
-	return deb.CompareVersions(version, r.version) > 0
+	return deb.Fulfils(version, r.operator, r.version)
 }
 
 // has says whether what is installed satisfies a relation.

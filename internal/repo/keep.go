@@ -178,29 +178,8 @@ func relations(field string) [][]relation {
 	return all
 }
 
-// fulfilled says whether the version fulfils the relation. A Provides without
-// a version does so only where none is asked for.
 func (r relation) fulfilled(version string) bool {
-	if r.operator == "" {
-		return true
-	}
-	if version == "" {
-		return false
-	}
-	c := deb.CompareVersions(version, r.version)
-	switch r.operator {
-	case "=":
-		return c == 0
-	case "<<":
-		return c < 0
-	case "<=", "<":
-		return c <= 0
-	case ">=", ">":
-		return c >= 0
-	case ">>":
-		return c > 0
-	}
-	return true
+	return deb.Fulfils(version, r.operator, r.version)
 }
 
 // OldKernels tells which kernels have had their time, by what Keep left out:
