@@ -114,7 +114,13 @@ func mountRoot(r Root, root string) error {
 		if err != nil {
 			return err
 		}
-		options += ",upperdir=" + upper + ",workdir=" + work
+		// Otherwise the end of each command waits for the disk to take all that anybody
+		// has written there. The kernel marks the directory, so that nobody who expects
+		// that uses it again.
+		if err := os.RemoveAll(filepath.Join(r.Work, "work/incompat")); err != nil {
+			return err
+		}
+		options += ",volatile,upperdir=" + upper + ",workdir=" + work
 	}
 	if err := unix.Mount("overlay", root, "overlay", unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("cannot mount an overlay of %d layers, writable in %q: %w%s", len(r.Layers), r.Upper, err, overlayAdvice(err, r.Upper))

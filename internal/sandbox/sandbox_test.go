@@ -343,6 +343,18 @@ func TestWritesLandInUpper(t *testing.T) {
 	assert.Equal(t, out, "new\nold\nmore\nhosts\nnew\nold\n7:8\n")
 }
 
+// TestNoSync: no command waits for the disk, the second in the same directories neither.
+func TestNoSync(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	for range 2 {
+		out, err := output(t.Context(), b.sh("echo >>/etc/new; grep '^overlay / ' /proc/self/mounts"))
+		assert.NilError(t, err)
+		assert.Assert(t, strings.Contains(out, "volatile"), out)
+	}
+	assert.Equal(t, contents(t, b.upper())["etc/new"], "-rw-r--r-- \n\n")
+}
+
 func TestOutside(t *testing.T) {
 	t.Parallel()
 	binds := []Bind{{Source: "/a", Target: "/run/r-1"}, {Source: "/b", Target: "/run/r-10"}}
