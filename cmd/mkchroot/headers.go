@@ -1,6 +1,8 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
@@ -11,6 +13,7 @@ import (
 	"dkms2bin/internal/state"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -206,22 +209,13 @@ func saveFacts(ctx context.Context, tree *rootfs.Tree, inside apt.Inside, k *sta
 	if err != nil {
 		return err
 	}
-	build := "/lib/modules/" + k.Release + "/build/"
-	for _, name := range factFiles {
-		content, err := inside.Output(ctx, "sh", "-c", `[ ! -e "$1" ] || cat "$1"`, "sh", build+name)
-		if err != nil {
-			return err
-		}
-		if len(content) == 0 {
-			continue
-		}
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(path, content, 0o644); err != nil {
-			return err
-		}
+	const script = `cd "$1" || exit 0; shift; for f; do [ ! -e "$f" ] || echo "$f"; done | tar --create --dereference --hard-dereference --files-from -`
+	out, err := inside.Output(ctx, append([]string{"sh", "-c", script, "sh", "/lib/modules/" + k.Release + "/build"}, factFiles...)...)
+	if err != nil {
+		return err
+	}
+	if err := unpackFacts(dir, out); err != nil {
+		return fmt.Errorf("cannot read what the package %s says of its kernel: %w", k.Headers, err)
 	}
 	facts, err := kernel.ReadFacts(dir)
 	if err != nil {
@@ -232,4 +226,32 @@ func saveFacts(ctx context.Context, tree *rootfs.Tree, inside apt.Inside, k *sta
 	}
 	k.Modversions = facts.Modversions
 	return nil
+}
+
+// unpackFacts writes the files of a tar archive that are among factFiles to dir.
+func unpackFacts(dir string, archive []byte) error {
+	r := tar.NewReader(bytes.NewReader(archive))
+	for {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if h.Typeflag != tar.TypeReg || h.Size == 0 || !slices.Contains(factFiles, h.Name) {
+			continue
+		}
+		content, err := io.ReadAll(r)
+		if err != nil {
+			return err
+		}
+		path := filepath.Join(dir, h.Name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			return err
+		}
+	}
 }
