@@ -5,7 +5,9 @@ package e2e
 import (
 	"crypto/tls"
 	"dkms2bin/internal/apt"
+	memory "dkms2bin/internal/machine"
 	"dkms2bin/internal/repo"
+	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/state"
 	"encoding/base64"
 	"encoding/pem"
@@ -17,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -456,4 +459,21 @@ func TestBadBase(t *testing.T) {
 		command{name: "rmchroot", stdin: r.raw}.run(t).mustExit(t, row.code)
 	}
 	noTrees(t, work)
+}
+
+// TestFetchedAhead: what the base system is made of was there when it was wanted. Were
+// it not, all would be as it is, and only take longer.
+func TestFetchedAhead(t *testing.T) {
+	t.Parallel()
+	sharedTree(t)
+	if rootfs.Maker() != "mmdebstrap" {
+		t.Skip("mmdebstrap is not installed")
+	}
+	log, err := os.ReadFile(shared.doc.Tree.Log)
+	assert.NilError(t, err)
+	found := regexp.MustCompile(`(?m)^packages fetched ahead: (\d{3}) of (\d+)$`).FindStringSubmatch(string(log))
+	if found == nil && memory.Memory() < 4<<30 {
+		t.Skip("the base system is not put together in memory, for want of it")
+	}
+	assert.Assert(t, found != nil && found[1] == found[2], string(log))
 }

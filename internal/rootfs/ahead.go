@@ -6,57 +6,108 @@ import (
 	"strings"
 )
 
-// mmdebstrap does one thing after the other, and most of its time is decompression:
-// the first packages are unpacked twice, by tar and by dpkg, all others by dpkg while it
-// waits. So everything is fetched at once before, and copies of the larger packages
+// mmdebstrap does one thing after the other: it waits for one answer of the mirror
+// before it takes the next, and for decompression, twice for the first packages, which
+// are unpacked by tar and then by dpkg. So the first packages are fetched by several
+// connections, the others while the first are installed, and copies of the larger ones
 // without compression are made meanwhile, of which dpkg takes what is ready. Without
-// them, for whatever reason, all is as it would be anyway: apt has checked what it
-// fetched by then, and names, versions and contents are the same.
+// them, for whatever reason, all is as it would be anyway: names, versions and contents
+// are the same, and digests are checked here.
 //
 // See mmdebstrap(1), HOOKS, for when each of these is run. Its argument is the root.
 
 // aheadHook is run before mmdebstrap has apt do anything. What fails here fails in
-// mmdebstrap once more, which says why.
+// mmdebstrap once more, which says why. What is fetched later lies where
+// mmdebstrap's own apt does not look meanwhile.
 const aheadHook = `[ -n "${MMDEBSTRAP_APT_CONFIG-}" ] || exit 0
 plain=$1/var/cache/apt/archives/plain
-mkdir -p "$plain"
+mkdir -p "$plain/partial" "$plain/later"
+chown _apt "$plain/partial" || : # who does the talking, if he can get there
 cp /tmp/base.take "$plain/take"
 exec 9>/tmp/base.lock
 flock 9
-sh -e /tmp/base.plain "$plain" >/dev/null 2>&1 </dev/null &
-(
-	export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-	# Without this directory mmdebstrap has apt fetch the lists itself, and fails.
-	apt-get -q -o Acquire::Retries=0 update --error-on=any || { rm -rf "$1/var/lib/apt/lists/auxfiles"; exit 1; }
-	apt-get -q -y -o Acquire::Retries=0 --download-only install "?essential" apt $(echo "$MMDEBSTRAP_INCLUDE" | tr , " ")
-) >/dev/null 2>&1 9>&- || :
-: >"$plain/fetched"`
+exec >/dev/null 2>&1 </dev/null
+export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+# Without this directory mmdebstrap has apt fetch the lists itself, and fails.
+apt-get -q -o Acquire::Retries=0 update --error-on=any || { rm -rf "$1/var/lib/apt/lists/auxfiles"; exit 0; }
+list() { apt-get -q -y --print-uris -o Acquire::ForceHash=SHA256 install "?essential" apt "$@" | sort >"$plain/$list"; }
+fetch() { tr -d "'" <"$plain/$list" | awk '$1 ~ /^https?:/ && $4 ~ /^SHA256:/ { print $1, $2, $4 }' | xargs -r -n 30 -P 6 sh /tmp/base.fetch "$plain/partial" "$1"; }
+{
+	list=all
+	list $(echo "$MMDEBSTRAP_INCLUDE" | tr , " ") || :
+	: >"$plain/listed"
+} &
+all=$!
+list=first
+list || exit 0
+fetch "$plain/.."
+perl /tmp/base.plain "$plain" &
+{
+	while [ ! -e "$plain/listed" ]; do sleep 0.05; done
+	comm -13 "$plain/first" "$plain/all" >"$plain/others"
+	list=others
+	fetch "$plain/later" || :
+	: >"$plain/fetched"
+} &`
 
-// plainScript makes copies without compression, small ones first: those are needed
-// first. It gives each its name when it is whole. The format is that of deb(5): a file
-// of ar, in which the third member has the files.
-const plainScript = `cd "$1"
-copy() {
-	control=$(tail -c +121 "$1" | head -c 10)
-	at=$((132 + control + control % 2))
-	[ "$(tail -c +$((at + 1)) "$1" | head -c 8)" = data.tar ] || return 0
-	dpkg-deb --fsys-tarfile "$1" >data
-	{
-		head -c $at "$1"
-		printf "%-16s%-12s%-6s%-6s%-8s%-10s\140\n" data.tar 0 0 0 100644 "$(stat -c %s data)"
-		cat data
-	} >copy
-	mv copy "${1##*/}"
-}
-more=yes
-while [ $more = yes ]; do
-	[ ! -e fetched ] || more=no
-	find .. -maxdepth 1 -name "*.deb" -size +128k -printf "%s %f\n" | sort -n | while read -r _ name; do
-		[ -e "$name.seen" ] || copy "../$name"
-		: >"$name.seen"
-	done
-	[ $more = no ] || sleep 0.1
+// fetchScript fetches to a directory, and moves what is whole to another: URIs, names
+// and digests, as apt prints them.
+const fetchScript = `cd "$1"
+to=$2
+shift 2
+/usr/lib/apt/apt-helper -q -o Acquire::Retries=0 download-file "$@" || exit 0
+while [ $# -gt 2 ]; do
+	mv "$2" "$to/$2"
+	shift 3
 done`
+
+// plainScript makes copies without compression, until all are made: of the first
+// packages as long as these are not unpacked, and of the others; large ones first, those
+// being what takes dpkg longest. It gives each its name when it is whole. Its argument is
+// the directory for them. Two of it may be at work. The format is that of deb(5): a file
+// of ar, in which the third member has the files.
+const plainScript = `use strict; use warnings;
+chdir $ARGV[0] or die;
+sub copy {
+	my ($deb, $name) = @_;
+	open my $in, "<:raw", $deb or return;
+	read $in, my $start, 132;
+	my $size = substr $start, 120, 10;
+	$size += $size % 2;
+	read $in, $start, $size, 132;
+	read $in, my $member, 60;
+	return if $member !~ /^data\.tar/;
+	open my $out, "+>:raw", "$name.part" or die;
+	syswrite $out, $start . (" " x 60);
+	my $pid = fork // die;
+	if (!$pid) {
+		open STDOUT, ">&", $out;
+		exec "dpkg-deb", "--fsys-tarfile", $deb or die;
+	}
+	waitpid $pid, 0;
+	return if $?;
+	sysseek $out, 0, 2;
+	my $end = (-s $out) - length($start) - 60;
+	sysseek $out, length $start, 0;
+	syswrite $out, sprintf "%-16s%-12s%-6s%-6s%-8s%-10s\140\n", "data.tar", 0, 0, 0, 100644, $end;
+	close $out or die;
+	rename "$name.part", $name;
+}
+my %seen;
+while () {
+	my $all = -e "fetched";
+	my @first = -e "unpacked" ? () : glob "../*.deb";
+	my ($next) = map { sort { -s $b <=> -s $a } grep { !$seen{$_} && -s > 1 << 17 } @$_ } \@first, [glob "later/*.deb"];
+	if ($next) {
+		$seen{$next} = 1;
+		my ($name) = $next =~ m{([^/]+)$};
+		copy($next, $name) if mkdir "$name.taken";
+	} elsif ($all) {
+		exit;
+	} else {
+		select undef, undef, undef, 0.05;
+	}
+}`
 
 // dpkgDeb stands in for dpkg-deb while mmdebstrap unpacks the first packages by it.
 const (
@@ -76,10 +127,16 @@ const excludeHook = `cp /tmp/base.excludes "$1/etc/dpkg/dpkg.cfg.d/dkms2bin"
 for deb in ${MMDEBSTRAP_ESSENTIAL-}; do
 	plain=$1${deb%/*}/plain/${deb##*/}
 	[ ! -f "$plain" ] || mv "$plain" "$1$deb"
-done`
+done
+: >"$1/var/cache/apt/archives/plain/unpacked"`
 
-// waitHook is run when they are installed: soon all others are wanted.
-const waitHook = `[ ! -e /tmp/base.lock ] || flock /tmp/base.lock true; : "$1"`
+// waitHook is run when they are installed: all others are wanted now.
+const waitHook = `[ -e /tmp/base.lock ] || exit 0
+perl /tmp/base.plain "$1/var/cache/apt/archives/plain" || :
+flock /tmp/base.lock true
+cd "$1/var/cache/apt/archives"
+find plain/later -name "*.deb" -exec mv -t . {} +
+echo "packages fetched ahead: $(find . -maxdepth 1 -name "*.deb" | wc -l) of $(grep -c "^'" plain/all)"`
 
 // takeConf has apt run takeScript, in the new root, when it has looked at all packages
 // and is about to call dpkg.
@@ -128,7 +185,7 @@ func aheadFiles(aptConf []byte) []sandbox.File {
 	return []sandbox.File{
 		text("excludes", strings.Join(PathExcludes, "\n")+"\n"),
 		text("conf", string(aptConf)+takeConf),
-		text("plain", plainScript), text("take", takeScript),
+		text("fetch", fetchScript), text("plain", plainScript), text("take", takeScript),
 		{Target: aheadPath + "/dpkg-deb", Content: []byte(dpkgDeb), Mode: 0o755},
 	}
 }
