@@ -32,12 +32,25 @@ type batch struct {
 type candidate struct {
 	build   *state.Build
 	spec    modpkg.Spec
-	kept    bool // its package is there
-	files   []string
-	modules []kernel.Module
-	checked []kernel.Checked
-	signed  []modsign.Signature // of the files, when they are finished
-	err     error               // why it cannot become a package; else nil
+	kept    bool            // its package is there
+	modules []kernel.Module // all that it has
+	left    []leftOut       // those that its package goes without
+	checked []checked       // the others; of a candidate that cannot be a package those that were right
+	files   []string        // of the package, when they are finished
+	signed  []modsign.Signature
+	err     error // why it cannot become a package; else nil
+}
+
+// A checked is a module that can be loaded.
+type checked struct {
+	module kernel.Module
+	found  kernel.Checked
+}
+
+// A leftOut is a module that cannot be loaded, and that its build can go without.
+type leftOut struct {
+	module kernel.Module
+	err    error
 }
 
 // readBatch reads what there is to know of a kernel.
@@ -87,7 +100,6 @@ func (m *candidate) unpack(ctx context.Context, dir string) error {
 
 // read reads module files.
 func (m *candidate) read(files []string) {
-	m.files = files
 	for _, file := range files {
 		module, err := kernel.ReadModule(file)
 		if err != nil {
@@ -95,12 +107,31 @@ func (m *candidate) read(files []string) {
 			return
 		}
 		m.modules = append(m.modules, module)
-		m.spec.Licenses = append(m.spec.Licenses, module.License)
 	}
 }
 
-// judge says of each candidate whether its modules can be loaded. A candidate that cannot
-// takes no other module's place, so it is found out first which do.
+// remaining are the modules that are not left out.
+func (m *candidate) remaining() []kernel.Module {
+	if len(m.left) == 0 {
+		return m.modules
+	}
+	return slices.DeleteFunc(slices.Clone(m.modules), func(k kernel.Module) bool {
+		return slices.ContainsFunc(m.left, func(l leftOut) bool { return l.module.Path == k.Path })
+	})
+}
+
+// without are the modules that are left out.
+func (m *candidate) without() []kernel.Module {
+	var list []kernel.Module
+	for _, l := range m.left {
+		list = append(list, l.module)
+	}
+	return list
+}
+
+// judge says of each candidate whether its modules can be loaded, and which ones it goes
+// without. What cannot be loaded takes no other module's place and has no symbols for
+// others, so all are looked at again when something of the kind was found.
 func (s *batch) judge() {
 	var readable []*candidate
 	for _, m := range s.candidates {
@@ -116,16 +147,21 @@ func (s *batch) judge() {
 			if out[m] {
 				continue
 			}
-			if m.err = s.check(m, replaced); m.err != nil && s.replaces(m) {
+			before := len(m.left)
+			m.err = s.check(m, replaced)
+			switch {
+			case m.err != nil && s.replaces(m.modules):
 				out[m], again = true, true
+			case len(m.left) > before:
+				again = true
 			}
 		}
 	}
 }
 
-// replaces says whether the candidate has a module by the name of one of the kernel's.
-func (s *batch) replaces(m *candidate) bool {
-	return slices.ContainsFunc(m.modules, func(k kernel.Module) bool { return s.own[k.Name] != "" })
+// replaces says whether one of the modules has the name of one of the kernel's.
+func (s *batch) replaces(modules []kernel.Module) bool {
+	return slices.ContainsFunc(modules, func(k kernel.Module) bool { return s.own[k.Name] != "" })
 }
 
 // replaced lists the kernel's own modules that candidates replace, with what replaces
@@ -133,7 +169,7 @@ func (s *batch) replaces(m *candidate) bool {
 func (s *batch) replaced(candidates []*candidate, but map[*candidate]bool) map[string]string {
 	by := map[string]string{}
 	for _, m := range candidates {
-		for _, k := range m.modules {
+		for _, k := range m.remaining() {
 			if s.own[k.Name] != "" && !but[m] && by[k.Name] == "" {
 				by[k.Name] = filepath.Base(k.Path) + " of " + m.name()
 			}
@@ -188,45 +224,103 @@ func (s *batch) inOrder(candidates []*candidate) []*candidate {
 }
 
 // check checks a candidate's modules; those that it depends on were checked before.
+//
+// A module that needs a symbol that nobody exports is left out, and so is what was built
+// against it, as long as others remain. modpost refuses such a module, and with it the whole
+// build, unless the package's own makefile has it only warn (KBUILD_MODPOST_WARN; old kernels'
+// modpost always does). So who made the package meant the others to be used without it, and
+// they are, when dkms installs them all. The one itself serves nobody, and depmod would warn of
+// it at each run. Whatever else is wrong with a module nobody meant: it fails the build.
+//
+// What was left out stays so when a candidate is checked again: neither what it depends on
+// nor the kernel exports more by then.
 func (s *batch) check(m *candidate, replaced map[string]string) error {
-	beside := slices.Clone(m.modules)
+	m.checked = nil
+	var beside, without []kernel.Module
 	deps := s.dependsOf(m)
 	for _, d := range deps {
 		if d.err != nil {
 			return fmt.Errorf("it was built on %s %s, which cannot be loaded: %w", d.build.Module, d.build.ModuleVersion, d.err)
 		}
-		beside = append(beside, d.modules...)
+		beside, without = append(beside, d.remaining()...), append(without, d.without()...)
 	}
-	target := kernel.Target{Facts: s.facts, Symvers: s.symvers, Beside: kernel.Offer(beside...), Replaced: replaced}
-	m.checked = nil
-	for _, k := range m.modules {
-		c, err := target.Check(k)
-		if err != nil {
-			return s.withProvider(err, m, deps)
+	for {
+		modules := m.remaining()
+		if len(modules) == 0 && len(m.left) > 0 {
+			return m.left[0].err
 		}
-		m.checked = append(m.checked, c)
+		target := kernel.Target{
+			Facts: s.facts, Symvers: s.symvers, Replaced: replaced,
+			Beside:  kernel.Offer(slices.Concat(modules, beside)...),
+			LeftOut: kernel.Offer(slices.Concat(m.without(), without)...),
+		}
+		m.checked = nil
+		before := len(m.left)
+		for _, k := range modules {
+			c, err := target.Check(k)
+			switch {
+			case err == nil:
+				m.checked = append(m.checked, checked{k, c})
+			case s.dispensable(err, target, m, deps):
+				m.left = append(m.left, leftOut{k, err})
+			default:
+				return s.withProvider(err, m, deps)
+			}
+		}
+		if len(m.left) == before {
+			return nil
+		}
 	}
-	return nil
 }
 
-// withProvider names, with the error of a missing symbol, who else in the batch has it.
-func (s *batch) withProvider(err error, m *candidate, deps []*candidate) error {
+// dispensable says that an error is of the kind for which a module is left out: nobody exports
+// a symbol, or who exports it is left out. Where the user can mend it, by building on another
+// candidate or without the one that replaces a module of the kernel's, the build fails.
+func (s *batch) dispensable(err error, target kernel.Target, m *candidate, deps []*candidate) bool {
 	var missing *kernel.MissingError
 	if !errors.As(err, &missing) {
-		return err
+		return false
 	}
+	if _, left := target.LeftOut[missing.Symbol]; left {
+		return true
+	}
+	return !missing.Replaced && s.provider(missing, m, deps) == nil
+}
+
+// A provider is a module of another candidate that exports a symbol.
+type provider struct {
+	of     *candidate
+	module kernel.Module
+}
+
+// provider is who else in the batch has a missing symbol, nil for nobody. To build on that one
+// mends the error.
+func (s *batch) provider(missing *kernel.MissingError, m *candidate, deps []*candidate) *provider {
 	for _, o := range s.candidates {
 		if o == m || slices.Contains(deps, o) {
 			continue
 		}
 		for _, k := range o.modules {
 			if slices.ContainsFunc(k.Exports, func(x kernel.Export) bool { return x.Symbol == missing.Symbol }) {
-				return diag.WithHint(err, "%s of %s exports it: name %s in BUILD_DEPENDS of the dkms.conf of %s",
-					filepath.Base(k.Path), o.name(), o.build.Module, m.build.Module)
+				return &provider{o, k}
 			}
 		}
 	}
-	return err
+	return nil
+}
+
+// withProvider names, with the error of a missing symbol, who else has it.
+func (s *batch) withProvider(err error, m *candidate, deps []*candidate) error {
+	var missing *kernel.MissingError
+	if !errors.As(err, &missing) {
+		return err
+	}
+	p := s.provider(missing, m, deps)
+	if p == nil {
+		return err
+	}
+	return diag.WithHint(err, "%s of %s exports it: name %s in BUILD_DEPENDS of the dkms.conf of %s",
+		filepath.Base(p.module.Path), p.of.name(), p.of.build.Module, m.build.Module)
 }
 
 // infer fills in, for archives that no document tells of, what their builds depend
@@ -250,9 +344,14 @@ func (s *batch) infer() {
 
 // record puts into the build what was checked.
 func (s *batch) record(m *candidate) {
-	m.build.Modules = nil
+	m.build.Modules, m.build.Left = nil, nil
+	if m.err == nil {
+		for _, l := range m.left {
+			m.build.Left = append(m.build.Left, state.LeftOut{File: filepath.Base(l.module.Path), Reason: oneLine(l.err)})
+		}
+	}
 	for i, c := range m.checked {
-		k := m.modules[i]
+		k, c := c.module, c.found
 		r := state.Module{
 			File: filepath.Base(k.Path), Vermagic: strings.TrimSpace(k.Vermagic), License: k.License,
 			Symbols: c.Symbols, GPLSymbols: c.GPL, CRCs: c.CRCs, CRCCheck: state.CRCsCompared, Namespaces: c.Namespaces,
@@ -270,13 +369,14 @@ func (s *batch) record(m *candidate) {
 
 // finish makes the files of a candidate ready for its package.
 func (s *batch) finish(ctx context.Context, m *candidate, signer *modsign.Signer) error {
-	dir, err := os.MkdirTemp(filepath.Dir(m.files[0]), "finished-")
+	modules := m.remaining()
+	dir, err := os.MkdirTemp(filepath.Dir(modules[0].Path), "finished-")
 	if err != nil {
 		return err
 	}
-	files := make([]string, len(m.files))
-	m.signed = make([]modsign.Signature, len(m.files))
-	for i, k := range m.modules {
+	files := make([]string, len(modules))
+	m.signed = make([]modsign.Signature, len(modules))
+	for i, k := range modules {
 		files[i], m.signed[i], err = modsign.Finish(ctx, dir, k, s.facts, signer)
 		if err != nil {
 			if ctx.Err() != nil {

@@ -126,6 +126,149 @@ func TestJudgeNamesWhoHasTheSymbol(t *testing.T) {
 	assert.Error(t, broken.err, "no archive")
 }
 
+// testBuild is a build of the modules of several.
+func testBuild(name string, depends []string, of ...*candidate) *candidate {
+	m := testCandidate(name, depends, nil, nil)
+	m.modules = nil
+	for _, o := range of {
+		m.modules = append(m.modules, o.modules...)
+	}
+	return m
+}
+
+func TestLeftOut(t *testing.T) {
+	t.Parallel()
+	mod := func(name string, needs, exports crcs) *candidate { return testCandidate(name, nil, needs, exports) }
+	good := func() *candidate { return mod("good", crcs{"_printk": 1}, nil) }
+	gone := func() *candidate { return mod("gone", crcs{"nowhere": 9}, crcs{"gone1": 5}) }
+	const noOne = ".ko needs the symbol nowhere, which neither 6.1.0-56-amd64 nor a module that it depends on exports"
+	tests := []struct {
+		name       string
+		candidates []*candidate
+		left       map[string][]string // by build; the others are built whole
+		failed     map[string]string
+	}{
+		{
+			"one of two",
+			[]*candidate{testBuild("b", nil, gone(), good())},
+			map[string][]string{"b": {"gone.ko: module gone" + noOne}},
+			nil,
+		},
+		{
+			"and what needs it, at whatever remove",
+			[]*candidate{testBuild("b", nil, mod("far", crcs{"near1": 6}, nil), mod("near", crcs{"gone1": 5}, crcs{"near1": 6}), gone(), good())},
+			map[string][]string{"b": {
+				"gone.ko: module gone" + noOne,
+				"near.ko: module near.ko needs the symbol gone1 of the module gone, which is left out",
+				"far.ko: module far.ko needs the symbol near1 of the module near, which is left out",
+			}},
+			nil,
+		},
+		{
+			"another one has what it exports",
+			[]*candidate{testBuild("b", nil, gone(), mod("twin", nil, crcs{"gone1": 5}), mod("user", crcs{"gone1": 5}, nil))},
+			map[string][]string{"b": {"gone.ko: module gone" + noOne}},
+			nil,
+		},
+		{
+			"none remains",
+			[]*candidate{testBuild("b", nil, mod("near", crcs{"gone1": 5}, nil), gone(), mod("other", crcs{"nowhere": 9}, nil))},
+			nil,
+			map[string]string{"b": "module gone" + noOne},
+		},
+		{
+			"something else is wrong, too",
+			[]*candidate{testBuild("b", nil, gone(), mod("old", crcs{"_printk": 7}, nil), good())},
+			nil,
+			map[string]string{"b": "module old.ko was built against another version of the symbol _printk"},
+		},
+		{
+			"of what another build is built on",
+			[]*candidate{
+				testBuild("c", []string{"b/1"}, mod("calls", crcs{"gone1": 5}, nil), mod("calm", crcs{"_printk": 1}, nil)),
+				testBuild("d", []string{"b/1"}, mod("alone", crcs{"gone1": 5}, nil)),
+				testBuild("e", []string{"b/1"}, mod("content", crcs{"good1": 8}, nil)),
+				testBuild("b", nil, gone(), mod("good", nil, crcs{"good1": 8})),
+			},
+			map[string][]string{
+				"b": {"gone.ko: module gone" + noOne},
+				"c": {"calls.ko: module calls.ko needs the symbol gone1 of the module gone, which is left out"},
+			},
+			map[string]string{"d": "module alone.ko needs the symbol gone1 of the module gone, which is left out"},
+		},
+		{
+			"in a circle",
+			[]*candidate{
+				testBuild("b", []string{"c/1"}, gone(), good()),
+				testBuild("c", []string{"b/1"}, mod("calls", crcs{"gone1": 5}, nil), mod("calm", crcs{"_printk": 1}, nil)),
+			},
+			map[string][]string{
+				"b": {"gone.ko: module gone" + noOne},
+				"c": {"calls.ko: module calls.ko needs the symbol gone1 of the module gone, which is left out"},
+			},
+			nil,
+		},
+		{
+			"another build has it",
+			[]*candidate{testBuild("b", nil, gone(), good()), testBuild("c", nil, mod("has", nil, crcs{"nowhere": 9}))},
+			nil,
+			map[string]string{"b": "module gone" + noOne},
+		},
+		{
+			"another build has what it exports",
+			[]*candidate{testBuild("b", nil, gone(), mod("near", crcs{"gone1": 5}, nil), good()), testBuild("c", nil, mod("has", nil, crcs{"gone1": 5}))},
+			map[string][]string{"b": {"gone.ko: module gone" + noOne, "near.ko: module near.ko needs the symbol gone1 of the module gone, which is left out"}},
+			nil,
+		},
+		{
+			"that of the kernel's own module is replaced",
+			[]*candidate{testBuild("b", nil, mod("user", crcs{"ib_reg": 2}, nil), good()), testBuild("c", nil, mod("ib_core", nil, crcs{"ib_other": 3}))},
+			nil,
+			map[string]string{"b": "module user.ko was built against the symbol ib_reg of the kernel's own module ib_core, which ib_core.ko of c-dkms replaces"},
+		},
+		{
+			"what is left out replaces nothing",
+			[]*candidate{testBuild("c", nil, mod("user", crcs{"ib_reg": 2}, nil)), testBuild("b", nil, mod("ib_core", crcs{"nowhere": 9}, crcs{"ib_reg": 77}), good())},
+			map[string][]string{"b": {"ib_core.ko: module ib_core" + noOne}},
+			nil,
+		},
+		{
+			"what would replace a module of the kernel's, and who was built against it",
+			[]*candidate{testBuild("b", nil, mod("ib_core", crcs{"nowhere": 9}, crcs{"ib_reg": 77}), mod("user", crcs{"ib_reg": 77}, nil), good())},
+			map[string][]string{"b": {
+				"ib_core.ko: module ib_core" + noOne,
+				"user.ko: module user.ko needs the symbol ib_reg of the module ib_core, which is left out",
+			}},
+			nil,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := testBatch(tt.candidates...)
+			s.judge()
+			left := map[string][]string{}
+			for _, m := range s.candidates {
+				s.record(m)
+				for _, l := range m.build.Left {
+					left[m.build.Module] = append(left[m.build.Module], l.File+": "+l.Reason)
+				}
+				if want := tt.failed[m.build.Module]; want != "" {
+					assert.ErrorContains(t, m.err, want)
+					continue
+				}
+				assert.NilError(t, m.err, m.build.Module)
+				assert.Equal(t, len(m.build.Modules)+len(m.build.Left), len(m.modules))
+				assert.Equal(t, len(m.remaining()), len(m.build.Modules))
+			}
+			if tt.left == nil {
+				tt.left = map[string][]string{}
+			}
+			assert.DeepEqual(t, left, tt.left)
+		})
+	}
+}
+
 func TestRelationsAndRecord(t *testing.T) {
 	t.Parallel()
 	a := testCandidate("a", nil, nil, crcs{"a1": 5})

@@ -77,6 +77,9 @@ func kernelsOf(builds []state.Build) []string {
 func extractFor(ctx context.Context, s *cli.Session, o *options, ships *shipments, mem memory, release string) (err error) {
 	candidates, stale, err := candidatesFor(s.Doc, o, ships, release)
 	if err != nil || !slices.ContainsFunc(candidates, func(m *candidate) bool { return !m.kept }) {
+		for _, m := range candidates {
+			warnOfLeft(s, m)
+		}
 		return joinLines(append(stale, err))
 	}
 	batch, err := readBatch(s.Doc.Kernel(release).Facts)
@@ -177,8 +180,17 @@ func writeBatch(ctx context.Context, s *cli.Session, o *options, batch *batch) e
 		if !m.kept || m.err != nil {
 			batch.record(m)
 		}
+		warnOfLeft(s, m)
 	}
 	return joinLines(errs)
+}
+
+// warnOfLeft tells of the modules that a package goes without.
+func warnOfLeft(s *cli.Session, m *candidate) {
+	b := m.build
+	for _, l := range b.Left {
+		s.Msg.Warn("%s: left out of the package of %s %s for %s: %s", m.name(), b.Module, b.ModuleVersion, b.Kernel, l.Reason)
+	}
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
@@ -275,6 +287,9 @@ func readIfThere(dir, name string) ([]byte, error) {
 func makePackage(ctx context.Context, s *cli.Session, o *options, batch *batch, m *candidate) error {
 	var err error
 	m.spec.Depends = batch.relations(m)
+	for _, k := range m.remaining() {
+		m.spec.Licenses = append(m.spec.Licenses, k.License)
+	}
 	if m.spec.Time, err = packageTime(m.spec, m.build.Archive); err != nil {
 		return err
 	}
@@ -310,7 +325,7 @@ func pack(ctx context.Context, o *options, batch *batch, m *candidate) (p packed
 	}
 	spec := m.spec
 	spec.Files = m.files
-	if spec.Origin.Compiler, err = compilers(m.modules); err != nil {
+	if spec.Origin.Compiler, err = compilers(m.remaining()); err != nil {
 		return p, &unfitError{err}
 	}
 	for _, file := range m.files {

@@ -27,7 +27,8 @@ import (
 const manual = `
 Takes the modules out of the archives that dkmsbuild had made, checks that the
 kernel they are for would load them, and writes one binary package for each dkms
-module and kernel. Packages appear whole, and one that is there is never replaced
+module and kernel. A module that needs a symbol that nobody exports is left out of
+it when others remain. Packages appear whole, and one that is there is never replaced
 by other content under the same name. The builds' logs are saved, too.
 
 What a DKMS package ships beside sources and documentation, such as udev rules and

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"path/filepath"
 	"slices"
 )
 
@@ -46,10 +47,15 @@ func (m memory) recall(ctx context.Context, o *options, batch *batch, c *candida
 	if o.sign.signer != nil {
 		signer = o.sign.signer.Fingerprint()
 	}
+	var modules []string // of an archive some may be left out
+	for _, k := range c.remaining() {
+		modules = append(modules, filepath.Base(k.Path))
+	}
 	spec, err := json.Marshal(struct {
 		modpkg.Spec
 		Compression, SigHash string
-	}{c.spec, batch.facts.Compression, batch.facts.SigHash})
+		Modules              []string
+	}{c.spec, batch.facts.Compression, batch.facts.SigHash, modules})
 	if err != nil {
 		return packed{}, err
 	}

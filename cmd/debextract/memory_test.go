@@ -37,6 +37,9 @@ func TestRecall(t *testing.T) {
 		{"another compression", func(_ *memory, _ *options, b *batch, _ *candidate) { b.facts.Compression = "xz" }, nil, true},
 		{"other options", func(_ *memory, o *options, _ *batch, _ *candidate) { o.initramfs = true }, nil, true},
 		{"another directory", func(_ *memory, o *options, _ *batch, _ *candidate) { o.outDir = "/other" }, nil, true},
+		{"a module less", func(_ *memory, _ *options, _ *batch, c *candidate) {
+			c.modules = []kernel.Module{{Path: "/x/a.ko"}}
+		}, nil, true},
 		{"the name of the file of the archive", func(_ *memory, _ *options, _ *batch, c *candidate) { c.build.Archive = "/other" }, nil, false},
 		{"the first one once more", nil, nil, false},
 		{"other content", nil, func() { write("damaged") }, true},

@@ -21,6 +21,10 @@ type Target struct {
 	// Replaced has the kernel's own modules that others replace, by name, with what replaces each, for
 	// messages. What such a module exports does not count: it is not loaded.
 	Replaced map[string]string
+	// LeftOut has the exports of modules that the module to be checked was built with, and that will not be
+	// there, by symbol. What Beside has not of them is missing, even if the kernel has a symbol of that name:
+	// the module was not built against that one.
+	LeftOut map[string]Export
 }
 
 // Checked counts what was found right in a module.
@@ -34,12 +38,14 @@ type Checked struct {
 // A MissingError says that nobody exports a symbol that a module needs.
 type MissingError struct {
 	Symbol string
-	text   string
+	// Replaced says that the kernel's own modules export it, and that theirs does not count.
+	Replaced bool
+	text     string
 }
 
 func (e *MissingError) Error() string { return e.text }
 
-// Offer makes Target.Beside of modules; of a symbol that several export the first counts.
+// Offer makes Target.Beside, or Target.LeftOut, of modules; of a symbol that several export the first counts.
 func Offer(modules ...Module) map[string]Export {
 	exports := map[string]Export{}
 	for _, m := range modules {
@@ -123,6 +129,9 @@ func (t *Target) find(name string) (Export, bool) {
 	if x, ok := t.Beside[name]; ok {
 		return x, true
 	}
+	if x, ok := t.LeftOut[name]; ok {
+		return x, false
+	}
 	x, ok := t.Symvers[name]
 	if ok && t.Replaced[x.moduleName()] != "" {
 		return x, false
@@ -133,11 +142,15 @@ func (t *Target) find(name string) (Export, bool) {
 // missing says what is wrong with a symbol that find does not find.
 func (t *Target) missing(m Module, name string) error {
 	file := filepath.Base(m.Path)
+	if x, ok := t.LeftOut[name]; ok {
+		return &MissingError{name, false, fmt.Sprintf("module %s needs the symbol %s of the module %s, which is left out",
+			file, printable(name), printable(x.moduleName()))}
+	}
 	if x, ok := t.Symvers[name]; ok {
-		return &MissingError{name, fmt.Sprintf("module %s was built against the symbol %s of the kernel's own module %s, which %s replaces, and nothing that it depends on exports that symbol",
+		return &MissingError{name, true, fmt.Sprintf("module %s was built against the symbol %s of the kernel's own module %s, which %s replaces, and nothing that it depends on exports that symbol",
 			file, printable(name), x.moduleName(), t.Replaced[x.moduleName()])}
 	}
-	return &MissingError{name, fmt.Sprintf("module %s needs the symbol %s, which neither %s nor a module that it depends on exports",
+	return &MissingError{name, false, fmt.Sprintf("module %s needs the symbol %s, which neither %s nor a module that it depends on exports",
 		file, printable(name), t.Facts.Release)}
 }
 

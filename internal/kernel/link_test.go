@@ -109,6 +109,21 @@ func TestTargetCheck(t *testing.T) {
 		},
 		{name: "replaced, without that symbol", imports: []string{"ib_gone"}, change: replaced(ours), err: "was built against the symbol ib_gone of the kernel's own module ib_core"},
 		{
+			name: "of what is left out", imports: []string{"extra"}, change: func(t *Target) { t.LeftOut = Offer(Module{Exports: []Export{{Symbol: "extra", Module: "o"}}}) },
+			err: "module m.ko needs the symbol extra of the module o, which is left out",
+		},
+		{ // it was built against the other one, and its CRC is perhaps not recorded
+			name: "of what is left out, and of the kernel", imports: []string{"ib_reg"}, change: func(t *Target) { t.LeftOut = Offer(Module{Exports: []Export{ours}}) },
+			err: "module m.ko needs the symbol ib_reg of the module ib_core, which is left out",
+		},
+		{
+			name: "of what is left out, and of another one", imports: []string{"ib_reg"}, crcs: []any{"ib_reg", 66},
+			change: func(t *Target) {
+				beside(ours)(t)
+				t.LeftOut = Offer(Module{Exports: []Export{{Symbol: "ib_reg", Module: "o"}}})
+			}, want: Checked{Symbols: 1, CRCs: 1},
+		},
+		{
 			name: "GPL-only symbols beside a proprietary module", imports: []string{"kallsyms", "nv"}, change: beside(Export{Symbol: "nv", Module: "nvidia", proprietary: true}),
 			err: "module m.ko uses the symbol kallsyms, which is for GPL modules only, together with nv of the proprietary module nvidia",
 		},
@@ -168,7 +183,11 @@ func TestTargetCheckMore(t *testing.T) {
 
 	_, err = target.Check(testModule{info: []string{magic61}, imports: []string{"gone"}, more: weak.more}.read(t, "m.ko"))
 	var missing *MissingError
-	assert.Assert(t, errors.As(err, &missing) && missing.Symbol == "gone")
+	assert.Assert(t, errors.As(err, &missing) && missing.Symbol == "gone" && !missing.Replaced)
+
+	target.Replaced = map[string]string{"ib_core": "ib_core.ko of ofed-dkms"}
+	_, err = target.Check(testModule{info: []string{magic61}, imports: []string{"ib_reg"}, more: weak.more}.read(t, "m.ko"))
+	assert.Assert(t, errors.As(err, &missing) && missing.Symbol == "ib_reg" && missing.Replaced)
 }
 
 // TestSymbolBombs reads files with a million symbols, all with long names out of the same few bytes.

@@ -148,6 +148,7 @@ type Build struct {
 	ArchiveDigest  string    `json:"archive_digest,omitempty"` // SHA-256
 	Source         string    `json:"source_digest,omitempty"`  // of everything it was built from
 	Modules        []Module  `json:"modules,omitempty"`        // filled by debextract
+	Left           []LeftOut `json:"left_out,omitempty"`       // module files that its package goes without (since 1.1)
 	Layer          string    `json:"layer,omitempty"`          // name of the layer in which it ran
 	Started        time.Time `json:"started,omitzero"`
 	Seconds        float64   `json:"seconds,omitempty"`
@@ -176,6 +177,13 @@ type Module struct {
 	Signer     string   `json:"signer,omitempty"`     // common name of its certificate's issuer, where it was signed
 	SigKey     string   `json:"sig_key,omitempty"`    // serial number of the certificate, as modinfo prints it
 	SigHash    string   `json:"sig_hash,omitempty"`   // "sha256"
+}
+
+// A LeftOut is a module file of a build that is not in its package: it cannot be loaded,
+// and the others can be without it.
+type LeftOut struct {
+	File   string `json:"file"` // name in the archive
+	Reason string `json:"reason"`
 }
 
 // What was done with a module's CRCs.
