@@ -42,6 +42,9 @@ func records(doc *state.Document, dir string) []status.Record {
 		if len(b.Modules) > 0 { // one run signs all of them, or none
 			r.Signer, r.SigKey = b.Modules[0].Signer, b.Modules[0].SigKey
 		}
+		for _, l := range b.Left {
+			r.LeftOut = append(r.LeftOut, l.Reason)
+		}
 		for _, d := range doc.Debs {
 			if path := below(dir, d.Path); path != "" && b.ArchiveDigest != "" && d.Archive == b.ArchiveDigest {
 				r.Debs = append(r.Debs, path)

@@ -168,6 +168,78 @@ func TestSymbols(t *testing.T) {
 	})
 }
 
+// TestLeftOut builds four modules, of which one needs a symbol that nobody exports, and
+// another one needs that one; the makefile has modpost pass over it.
+func TestLeftOut(t *testing.T) {
+	t.Parallel()
+	kver := currentKernel(t, "amd64")
+	tree := sharedTree(t)
+	files := map[string]string{
+		"dkms.conf": "PACKAGE_NAME=many\nPACKAGE_VERSION=1.0\nAUTOINSTALL=yes\n" +
+			"MAKE=\"make -C $kernel_source_dir M=$dkms_tree/many/1.0/build KBUILD_MODPOST_WARN=1\"\n",
+		"Makefile": "obj-m := whole.o part.o near.o user.o\n",
+	}
+	for i, m := range []struct{ name, license, code string }{
+		{"whole", "GPL", getBase},
+		{"part", "GPL", "int nowhere(void); int part_get(void); int part_get(void) { return nowhere(); } EXPORT_SYMBOL(part_get);"},
+		{"near", "Dual MIT/GPL", "int part_get(void); static int __init near_init(void) { return part_get(); } module_init(near_init);"},
+		{"user", "GPL", callBase},
+	} {
+		files["dkms.conf"] += fmt.Sprintf("BUILT_MODULE_NAME[%d]=%s\nDEST_MODULE_LOCATION[%[1]d]=/updates\n", i, m.name)
+		files[m.name+".c"] = fmt.Sprintf("#include <linux/module.h>\n%s\nMODULE_LICENSE(%q);\n", m.code, m.license)
+	}
+	built := command{name: "dkmsbuild", stdin: tree, args: []string{"--kver", kver, "--dkms", source(t, "many", files)}}.run(t).mustExit(t, 0)
+
+	out := t.TempDir()
+	part := state.LeftOut{File: "part.ko", Reason: "module part.ko needs the symbol nowhere, which neither " + kver + " nor a module that it depends on exports"}
+	near := state.LeftOut{File: "near.ko", Reason: "module near.ko needs the symbol part_get of the module part, which is left out"}
+	extract := func(doc []byte) result {
+		t.Helper()
+		r := command{name: "debextract", stdin: doc, args: []string{"--out-dir", out}}.run(t).mustExit(t, 0)
+		for _, left := range []state.LeftOut{part, near} {
+			r.mustSay(t, "debextract: warning: many: left out of the package of many 1.0 for "+kver+": "+left.Reason+"\n")
+		}
+		b := findBuild(t, r.doc, "many", kver)
+		assert.Equal(t, b.Status, state.Built)
+		assert.DeepEqual(t, b.Left, []state.LeftOut{part, near})
+		var names []string
+		for _, m := range b.Modules {
+			names = append(names, m.File)
+		}
+		slices.Sort(names)
+		assert.DeepEqual(t, names, []string{"user.ko", "whole.ko"})
+		assert.Equal(t, len(r.doc.Debs), 1)
+		return r
+	}
+	first := extract(built.raw)
+	deb := first.doc.Debs[0].Path
+	contents := mustRun(t, "dpkg-deb", "-c", deb)
+	assert.Equal(t, strings.Count(contents, ".ko"), 2, contents)
+	assert.Assert(t, strings.HasSuffix(mustRun(t, "dpkg-deb", "-f", deb, "Description"), " Modules: user, whole.\n"))
+	assert.Assert(t, !strings.Contains(mustRun(t, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -xO --wildcards "./usr/share/doc/*/copyright"`, "sh", deb), "MIT"), "the license of a module that is not there")
+
+	// The package is kept, or made again, and stays the same.
+	assert.DeepEqual(t, extract(first.raw).raw, first.raw)
+	again := extract(built.raw)
+	assert.DeepEqual(t, again.doc.Debs, first.doc.Debs)
+	assert.NilError(t, os.Remove(deb))
+	assert.Equal(t, extract(first.raw).doc.Debs[0].Digest, first.doc.Debs[0].Digest)
+
+	// Archives as operands are judged alike.
+	archive := command{name: "debextract", args: []string{"--out-dir", t.TempDir(), "--headers", shared.doc.Kernels[0].Facts, findBuild(t, built.doc, "many", kver).Archive}}.run(t).mustExit(t, 0)
+	assert.DeepEqual(t, archive.doc.Builds[0].Left, []state.LeftOut{part, near})
+
+	// The repository tells of it.
+	for range 2 {
+		command{name: "repoindex", stdin: first.raw}.run(t).mustExit(t, 0)
+	}
+	command{name: "repoindex", args: []string{"--verify", out}}.run(t).mustExit(t, 0)
+	assert.Equal(t, mustRun(t, "jq", "-r", ".records[].left_out[]", filepath.Join(out, "status.json")), part.Reason+"\n"+near.Reason+"\n")
+	page, err := os.ReadFile(filepath.Join(out, "index.html"))
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(string(page), "<p>Left out: "+part.Reason+"</p>"))
+}
+
 // inTree unpacks a kernel's packages of a suite and returns the directory of its
 // headers and its modules.
 func inTree(t *testing.T, suite string) (headers string, modules []string) {

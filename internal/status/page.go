@@ -173,6 +173,7 @@ type group struct {
 // outcome is a record for people, or packages that have none.
 type outcome struct {
 	Status, Version, Source, Signer, Stage, Reason, Hint string
+	LeftOut                                              []string
 	Date                                                 time.Time // zero: not known
 	Took                                                 string
 	Log                                                  string // link; empty for none
@@ -195,8 +196,8 @@ func (o *outcome) Sign() string {
 }
 
 // headline is what outcomes of one group have in common.
-func (o *outcome) headline() [7]string {
-	return [7]string{o.Status, o.Version, o.Source, o.Signer, o.Stage, o.Reason, o.Hint}
+func (o *outcome) headline() [8]string {
+	return [8]string{o.Status, o.Version, o.Source, o.Signer, o.Stage, o.Reason, o.Hint, strings.Join(o.LeftOut, "\n")}
 }
 
 type link struct{ Text, Href string }
@@ -278,6 +279,9 @@ func outcomeOf(r Record) *outcome {
 		Status: r.Status, Version: show(cmp.Or(r.ModuleVersion, r.PackageVersion)),
 		Signer: show(r.Signer), Stage: show(r.Stage), Reason: show(r.Reason), Hint: show(r.Hint),
 		Date: r.Date.UTC(), Took: took(r.Seconds), Log: href(r.Log), record: r,
+	}
+	for _, why := range r.LeftOut {
+		o.LeftOut = append(o.LeftOut, show(why))
 	}
 	if r.Package != r.Module || r.PackageVersion != r.ModuleVersion {
 		o.Source = strings.TrimSpace(show(r.Package) + " " + show(r.PackageVersion))

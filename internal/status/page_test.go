@@ -1,6 +1,7 @@
 package status
 
 import (
+	"fmt"
 	"html"
 	"regexp"
 	"strings"
@@ -36,6 +37,7 @@ func sample() *Status {
 	named := record("zfs-dkms", "2.1-1", "zfs", "6.1.0-9-amd64", Built, "")
 	named.Debs = []string{"named.deb", "gone.deb"}
 	named.Signer, named.SigKey = "Modules of <Example>", "66:F5:4E"
+	named.LeftOut = []string{"module zpl.ko needs the symbol <gone>", "module zvol.ko needs the symbol gone"}
 	s.Merge([]Record{
 		record("zfs-dkms", "2.1-1", "zfs", "6.1.0-10-amd64", Built, ""), named,
 		record("zfs-dkms", "2.0-1", "zfs", "6.1.0-9-amd64", Built, ""),
@@ -58,7 +60,7 @@ func hostile() *Status {
 		s.Repository.Description, s.Repository.Origin, s.Repository.URL, s.Repository.SignedBy = evil, evil, evil, evil
 		s.Records = append(s.Records, Record{
 			Architecture: evil, Package: evil, PackageVersion: evil, Module: evil, ModuleVersion: evil, Kernel: evil,
-			Status: Failed, Reason: evil, Hint: evil, Stage: evil, Log: evil, Signer: evil, SigKey: evil, Debs: []string{evil}, Date: day, Seconds: 1e300,
+			Status: Failed, Reason: evil, Hint: evil, Stage: evil, Log: evil, Signer: evil, SigKey: evil, Debs: []string{evil}, LeftOut: []string{evil, evil}, Date: day, Seconds: 1e300,
 		})
 		s.Packages = append(s.Packages, Package{evil, evil, evil, evil, evil, evil}, Package{Name: evil, Version: evil, Filename: evil})
 	}
@@ -82,6 +84,21 @@ func has(t *testing.T, page string, parts ...string) {
 	}
 }
 
+// TestPageLeftOut: kernels for which a build goes without a module are apart from the others.
+func TestPageLeftOut(t *testing.T) {
+	t.Parallel()
+	s := &Status{}
+	for i, left := range [][]string{nil, {"module b.ko needs x"}, {"module b.ko needs x"}, {"module b.ko needs y"}} {
+		s.Records = append(s.Records, Record{
+			Architecture: "amd64", Package: "a", Module: "a", Kernel: fmt.Sprintf("6.1.0-%d-amd64", i), Status: Built, LeftOut: left, Date: day,
+		})
+	}
+	page := text(t, s)
+	has(t, page, "<small>2 kernels</small></h4>\n<p>Left out: module b.ko needs x</p>\n<ul>")
+	assert.Equal(t, strings.Count(page, "<p>Left out: "), 2)
+	assert.Equal(t, strings.Count(page, "<h4>"), 3)
+}
+
 func TestPage(t *testing.T) {
 	t.Parallel()
 	page := text(t, sample())
@@ -96,7 +113,8 @@ func TestPage(t *testing.T) {
 		// Totals: three modules for three kernels and one for one.
 		`<b>10</b> in all`, `<b>4</b> <span class="s built">`, `<b>2</b> <span class="s failed">`, `<b>1</b> <span class="s skipped">`, `<b>3</b> <span class="s untried">`,
 		// Details.
-		"<p>error: no such thing</p>", `<p>Hint: --build-package thing-dev</p>`, `1 failed, 1 built, 1 never tried`, "<time>2026-11-22</time> <i>61 s</i>",
+		"<p>error: no such thing</p>", `<p>Hint: --build-package thing-dev</p>`,
+		"<p>Left out: module zpl.ko needs the symbol &lt;gone&gt;</p>\n<p>Left out: module zvol.ko needs the symbol gone</p>", `1 failed, 1 built, 1 never tried`, "<time>2026-11-22</time> <i>61 s</i>",
 		`<a href="zfs-modules-6.1.0-10-amd64_2.1-1%2B6.1.2.1_amd64.deb">package</a> <a href="logs/zfs-6.1.0-10-amd64.log">log</a>`,
 		`<a href="named.deb">package</a>`, "<small>signed by Modules of &lt;Example&gt;</small>", `earlier: <span class="s built">built</span> 2.0 <time>2026-11-22</time> <i>61 s</i> <a href="older.deb">`,
 		`date unknown <a href="alone.deb">package</a>`, `<a href="meta.deb">zfs-modules-amd64 2.1</a>`,

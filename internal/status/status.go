@@ -17,6 +17,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -51,9 +52,10 @@ type Record struct {
 	ModuleVersion  string    `json:"module_version,omitempty"`
 	Kernel         string    `json:"kernel"` // as uname -r prints it
 	Status         string    `json:"status"`
-	Reason         string    `json:"reason,omitempty"` // why it was skipped or failed, in one line
-	Hint           string    `json:"hint,omitempty"`   // what to do about a failure
-	Stage          string    `json:"stage,omitempty"`  // the program that found the failure
+	Reason         string    `json:"reason,omitempty"`   // why it was skipped or failed, in one line
+	Hint           string    `json:"hint,omitempty"`     // what to do about a failure
+	Stage          string    `json:"stage,omitempty"`    // the program that found the failure
+	LeftOut        []string  `json:"left_out,omitempty"` // why modules of it are not in its package, a line for each
 	Log            string    `json:"log,omitempty"`
 	Debs           []string  `json:"debs,omitempty"`    // paths of the packages made of it
 	Signer         string    `json:"signer,omitempty"`  // of its modules, as modinfo prints it; empty for unsigned ones
@@ -285,7 +287,7 @@ func compareRecords(a, b Record) int {
 		return c
 	}
 	rest := func(r Record) string {
-		return fmt.Sprintf("%q %v", append([]string{r.Status, r.Reason, r.Hint, r.Stage, r.Log, r.Signer, r.SigKey}, r.Debs...), r.Seconds)
+		return fmt.Sprintf("%q %v", append([]string{r.Status, r.Reason, r.Hint, r.Stage, r.Log, r.Signer, r.SigKey, strings.Join(r.LeftOut, "\n")}, r.Debs...), r.Seconds)
 	}
 	return cmp.Compare(rest(a), rest(b))
 }

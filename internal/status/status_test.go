@@ -22,6 +22,17 @@ func encode(t testing.TB, s *Status) string {
 	return string(raw)
 }
 
+// TestMergeLeftOut: what is left out tells records apart, too.
+func TestMergeLeftOut(t *testing.T) {
+	t.Parallel()
+	x, y := Record{Module: "a", Status: Built, Date: day, LeftOut: []string{"x"}}, Record{Module: "a", Status: Built, Date: day, LeftOut: []string{"y"}}
+	for _, records := range [][]Record{{x, y}, {y, x}} {
+		s := &Status{}
+		s.Merge(records)
+		assert.DeepEqual(t, s.Records, []Record{y})
+	}
+}
+
 // TestMergeOrder merges the same records in many orders and portions: several
 // hosts' runs come to the same, and none counts twice.
 func TestMergeOrder(t *testing.T) {
@@ -34,7 +45,7 @@ func TestMergeOrder(t *testing.T) {
 			records[i] = Record{
 				Architecture: one("amd64", "arm64"), Package: one("a-dkms", "b-dkms"), PackageVersion: one("", "1", "2"),
 				Module: one("", "a", "b"), Kernel: one("6.1.0-1-amd64", "6.1.0-2-amd64"), Status: one(Built, Skipped, Failed),
-				Reason: one("", "x", "y"), Signer: one("", "x"), SigKey: one("", "01"), Date: day.Add(time.Duration(random.IntN(4)) * time.Hour), Seconds: float64(random.IntN(2)),
+				Reason: one("", "x", "y"), Signer: one("", "x"), LeftOut: strings.Fields(one("", "x", "x y")), SigKey: one("", "01"), Date: day.Add(time.Duration(random.IntN(4)) * time.Hour), Seconds: float64(random.IntN(2)),
 			}
 		}
 		whole := &Status{}
