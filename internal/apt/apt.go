@@ -261,6 +261,24 @@ func (i Inside) Index(ctx context.Context) error {
 	return err
 }
 
+// ConfirmIndex is for indexes that were made before sources.list(5) was written anew,
+// of the same lists: apt does not look at any that are older than that file. Whether
+// they fit the lists is for apt to see.
+func (i Inside) ConfirmIndex() error {
+	root, err := os.OpenRoot(i.Spec.Root.Upper)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	now := time.Now()
+	for _, name := range []string{"srcpkgcache.bin", "pkgcache.bin"} {
+		if err := root.Chtimes("var/cache/apt/"+name, now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // Upgrade brings all packages to the versions that are preferred.
 func (i Inside) Upgrade(ctx context.Context) error {
 	i.Keeper = nil // it has no name for what it brings

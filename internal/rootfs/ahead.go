@@ -150,21 +150,26 @@ done
 `
 )
 
-// copyScript copies what was put together in memory, by two processes at a time.
+// copyScript copies what was put together in memory, by two processes at a time, while
+// apt indexes the lists in there.
 const copyScript = `rm -rf "$1/var/cache/apt/archives/plain"
 cd "$1"
+chroot . apt-cache -q gencaches &
+index=$!
 cp -a --parents usr/lib /tmp/base &
-first=$!
+libraries=$!
 for name in * .[!.]*; do
 	case $name in
-	usr | ".[!.]*") ;;
+	usr | var | ".[!.]*") ;;
 	*) cp -a "$name" /tmp/base ;;
 	esac
 done
 for name in usr/*; do
 	[ "$name" = usr/lib ] || cp -a --parents "$name" /tmp/base
 done
-wait "$first"`
+wait "$index" || : # it is tried again in the tree
+cp -a var /tmp/base
+wait "$libraries"`
 
 // aheadEnv is an environment in which mmdebstrap finds the stand-in.
 func aheadEnv(env []string) []string {
