@@ -163,6 +163,15 @@ func TestBadMirror(t *testing.T) {
 	if os.Getenv("DKMS2BIN_NIGHTLY") == "" {
 		return // apt takes its time to try again
 	}
+	// What cannot be fetched ahead is fetched when it is wanted.
+	for _, text := range []string{"InRelease", "/libc6_", "/make_"} {
+		t.Run("first without "+text, func(t *testing.T) {
+			m.at(text, 1, reset)
+			defer m.good()
+			r := command{name: "mkchroot", args: append([]string{"--work-dir", t.TempDir(), "--no-cache"}, repos...)}.run(t).mustExit(t, state.ExitDone)
+			command{name: "rmchroot", stdin: r.raw}.run(t).mustExit(t, state.ExitDone)
+		})
+	}
 	work := t.TempDir()
 	kver := currentKernel(t, "amd64")
 	m.at("InRelease", 2, reset) // and is then there

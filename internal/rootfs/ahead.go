@@ -32,23 +32,24 @@ export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 apt-get -q -o Acquire::Retries=0 update --error-on=any || { rm -rf "$1/var/lib/apt/lists/auxfiles"; exit 0; }
 list() { apt-get -q -y --print-uris -o Acquire::ForceHash=SHA256 install "?essential" apt "$@" | sort >"$plain/$list"; }
 fetch() { tr -d "'" <"$plain/$list" | awk '$1 ~ /^https?:/ && $4 ~ /^SHA256:/ { print $1, $2, $4 }' | xargs -r -n 30 -P 6 sh /tmp/base.fetch "$plain/partial" "$1"; }
-{
+(
+	trap ': >"$plain/listed"' EXIT
 	list=all
-	list $(echo "$MMDEBSTRAP_INCLUDE" | tr , " ") || :
-	: >"$plain/listed"
-} &
-all=$!
+	list $(echo "$MMDEBSTRAP_INCLUDE" | tr , " ")
+) &
 list=first
 list || exit 0
-fetch "$plain/.."
 perl /tmp/base.plain "$plain" &
-{
+(
+	trap ': >"$plain/fetched"' EXIT
+	fetch "$plain/.." || :
+	: >"$plain/started"
 	while [ ! -e "$plain/listed" ]; do sleep 0.05; done
 	comm -13 "$plain/first" "$plain/all" >"$plain/others"
 	list=others
-	fetch "$plain/later" || :
-	: >"$plain/fetched"
-} &`
+	fetch "$plain/later"
+) &
+while [ ! -e "$plain/started" ] && [ ! -e "$plain/fetched" ]; do sleep 0.05; done`
 
 // fetchScript fetches to a directory, and moves what is whole to another: URIs, names
 // and digests, as apt prints them.
@@ -61,11 +62,12 @@ while [ $# -gt 2 ]; do
 	shift 3
 done`
 
-// plainScript makes copies without compression, until all are made: of the first
-// packages as long as these are not unpacked, and of the others; large ones first, those
-// being what takes dpkg longest. It gives each its name when it is whole. Its argument is
-// the directory for them. Two of it may be at work. The format is that of deb(5): a file
-// of ar, in which the third member has the files.
+// plainScript makes copies without compression, until all are made, or with a second
+// argument as long as there is something to do: of the first packages as long as these
+// are not unpacked, and of the others; large ones first, those being what takes dpkg
+// longest. It gives each its name when it is whole. Its first argument is the directory
+// for them. Two of it may be at work. The format is that of deb(5): a file of ar, in
+// which the third member has the files.
 const plainScript = `use strict; use warnings;
 chdir $ARGV[0] or die;
 sub copy {
@@ -95,7 +97,7 @@ sub copy {
 }
 my %seen;
 while () {
-	my $all = -e "fetched";
+	my $all = -e "fetched" || @ARGV > 1;
 	my @first = -e "unpacked" ? () : glob "../*.deb";
 	my ($next) = map { sort { -s $b <=> -s $a } grep { !$seen{$_} && -s > 1 << 17 } @$_ } \@first, [glob "later/*.deb"];
 	if ($next) {
@@ -132,7 +134,7 @@ done
 
 // waitHook is run when they are installed: all others are wanted now.
 const waitHook = `[ -e /tmp/base.lock ] || exit 0
-perl /tmp/base.plain "$1/var/cache/apt/archives/plain" || :
+perl /tmp/base.plain "$1/var/cache/apt/archives/plain" help || :
 flock /tmp/base.lock true
 cd "$1/var/cache/apt/archives"
 find plain/later -name "*.deb" -exec mv -t . {} +
