@@ -117,7 +117,7 @@ func mountRoot(r Root, root string) error {
 		// Otherwise the end of each command waits for the disk to take all that anybody
 		// has written there. The kernel marks the directory, so that nobody who expects
 		// that uses it again.
-		if err := os.RemoveAll(filepath.Join(r.Work, "work/incompat")); err != nil {
+		if err := unmark(r.Work); err != nil {
 			return err
 		}
 		options += ",volatile,upperdir=" + upper + ",workdir=" + work
@@ -126,6 +126,16 @@ func mountRoot(r Root, root string) error {
 		return fmt.Errorf("cannot mount an overlay of %d layers, writable in %q: %w%s", len(r.Layers), r.Upper, err, overlayAdvice(err, r.Upper))
 	}
 	return nil
+}
+
+// unmark removes from a work directory what the kernel has left there to tell that an
+// overlay was volatile.
+func unmark(work string) error {
+	root, err := os.OpenRoot(work)
+	if err != nil {
+		return err
+	}
+	return errors.Join(root.RemoveAll("work/incompat"), root.Close())
 }
 
 // overlayAdvice says what an overlay lacks here, as far as the error and the file
