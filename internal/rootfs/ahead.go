@@ -126,11 +126,12 @@ exec /usr/bin/dpkg-deb "$@"
 // as all their installation: what is excluded is removed before dpkg installs them.
 const excludeHook = `cp /tmp/base.excludes "$1/etc/dpkg/dpkg.cfg.d/dkms2bin"
 (cd "$1/usr/share" && rm -rf man/* locale/* info/* doc/*)
+plain=$1/var/cache/apt/archives/plain
+[ -d "$plain" ] || exit 0
 for deb in ${MMDEBSTRAP_ESSENTIAL-}; do
-	plain=$1${deb%/*}/plain/${deb##*/}
-	[ ! -f "$plain" ] || mv "$plain" "$1$deb"
+	[ ! -f "$plain/${deb##*/}" ] || mv "$plain/${deb##*/}" "$1$deb"
 done
-: >"$1/var/cache/apt/archives/plain/unpacked"`
+: >"$plain/unpacked"`
 
 // waitHook is run when they are installed: all others are wanted now.
 const waitHook = `[ -e /tmp/base.lock ] || exit 0
