@@ -18,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Key is an OpenPGP key of the user's gpg that every apt since 2.2 accepts.
@@ -488,14 +490,14 @@ func run(ctx context.Context, stdin []byte, files [][]byte, argv ...string) (std
 	return out.Bytes(), status, err
 }
 
-// nameless makes an open file that is in no directory.
-func nameless(content []byte) (_ *os.File, err error) {
-	f, err := os.CreateTemp("", "dkms2bin-*")
+// nameless makes an open file that is in no directory, memfd_create(2).
+func nameless(content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("dkms2bin", unix.MFD_CLOEXEC)
 	if err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	_, err = f.Write(content)
-	if err := errors.Join(err, os.Remove(f.Name())); err != nil {
+	f := os.NewFile(uintptr(fd), "dkms2bin")
+	if _, err := f.Write(content); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
