@@ -80,8 +80,10 @@ func (b *baseMaker) take(ctx context.Context) (made bool, err error) {
 			}
 			inside := b.inside
 			inside.Spec.Root = root
-			if err := inside.ConfirmIndex(); err != nil {
-				return err
+			if installed {
+				if err := inside.ConfirmIndex(); err != nil {
+					return err
+				}
 			}
 			if !installed || spec.Packages == nil {
 				if err := b.complete(ctx, inside, root.Upper); err != nil {

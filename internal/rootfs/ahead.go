@@ -38,11 +38,11 @@ fetch() { tr -d "'" <"$plain/$list" | awk '$1 ~ /^https?:/ && $4 ~ /^SHA256:/ { 
 	list $(echo "$MMDEBSTRAP_INCLUDE" | tr , " ")
 ) &
 list=first
-list || exit 0
+list
 perl /tmp/base.plain "$plain" &
 (
 	trap ': >"$plain/fetched"' EXIT
-	fetch "$plain/.." || :
+	fetch "$plain/.."
 	: >"$plain/started"
 	while [ ! -e "$plain/listed" ]; do sleep 0.05; done
 	comm -13 "$plain/first" "$plain/all" >"$plain/others"
@@ -66,8 +66,8 @@ done`
 // argument as long as there is something to do: of the first packages as long as these
 // are not unpacked, and of the others; large ones first, those being what takes dpkg
 // longest. It gives each its name when it is whole. Its first argument is the directory
-// for them. Two of it may be at work. The format is that of deb(5): a file of ar, in
-// which the third member has the files.
+// for them. Two of it may be at work. It is in Perl, as mmdebstrap is. The format is that
+// of deb(5): a file of ar, in which the third member has the files.
 const plainScript = `use strict; use warnings;
 chdir $ARGV[0] or die;
 sub copy {
