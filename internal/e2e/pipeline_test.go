@@ -411,7 +411,12 @@ func TestMakefileStates(t *testing.T) {
 					cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 					text, err := cmd.CombinedOutput()
 					t.Logf("%s%v", text, err)
-					assert.Equal(t, cmd.ProcessState.ExitCode(), code) // -1: by a signal
+					got := cmd.ProcessState.ExitCode() // -1: by a signal
+					if code == -1 && got == 2 && strings.Contains(string(text), "wait: No child processes") {
+						// GNU make's handler waits for a recipe that has just been waited for.
+						got = -1
+					}
+					assert.Equal(t, got, code)
 					return string(text)
 				},
 				calls: func() string {
