@@ -10,7 +10,6 @@ import (
 	"context"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/machine"
-	"dkms2bin/internal/sandbox"
 	"flag"
 	"strings"
 	"time"
@@ -84,7 +83,6 @@ func (o *options) check([]string) error {
 }
 
 func main() {
-	sandbox.Init()
 	o := &options{}
 	cli.Main(cli.Program{
 		Name: "dkmsbuild", Manual: manual,

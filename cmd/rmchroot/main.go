@@ -11,7 +11,6 @@ import (
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/diag"
 	"dkms2bin/internal/rootfs"
-	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/scratch"
 	"errors"
 	"flag"
@@ -211,7 +210,6 @@ func emptyCache(s *cli.Session, dir string) error {
 }
 
 func main() {
-	sandbox.Init()
 	o := &options{}
 	run := func(ctx context.Context, s *cli.Session) error { return remove(ctx, s, o) }
 	cli.Main(cli.Program{

@@ -83,7 +83,7 @@ func Usagef(format string, args ...any) error {
 var errInterrupted = errors.New("interrupted")
 
 // Main runs the program with the process's arguments and streams and ends the
-// process. It must be called after sandbox.Init.
+// process.
 func Main(p Program) {
 	code := Run(p, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	os.Exit(code)

@@ -178,11 +178,11 @@ func (x *extractor) file(f *os.File, size int64, name string) error {
 
 // What dkms makes of a module's parts goes into names of files and packages.
 var (
-	moduleName  = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,127}$`)
-	versionName = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_~:-]{0,127}$`)
-	kernelName  = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_~-]{0,127}$`)
+	moduleName  = expression(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,127}$`)
+	versionName = expression(`^[0-9A-Za-z][0-9A-Za-z.+_~:-]{0,127}$`)
+	kernelName  = expression(`^[0-9A-Za-z][0-9A-Za-z.+_~-]{0,127}$`)
 	archName    = regexp.MustCompile(`^[0-9a-z_]{1,32}$`)
-	koName      = regexp.MustCompile(`^([0-9A-Za-z_][0-9A-Za-z.+_-]{0,127}\.ko)(?:\.gz|\.xz|\.zst)?$`)
+	koName      = expression(`^([0-9A-Za-z_][0-9A-Za-z.+_-]{0,127}\.ko)(?:\.gz|\.xz|\.zst)?$`)
 )
 
 // tarball extracts a tarball of dkms mktarball, and packages that lie in a tar.
@@ -281,7 +281,7 @@ func (t *tarball) member(h *tar.Header, r io.Reader) error {
 	default:
 		return nil
 	}
-	if !kernelName.MatchString(part[1]) || !archName.MatchString(part[2]) {
+	if !kernelName().MatchString(part[1]) || !archName.MatchString(part[2]) {
 		return fmt.Errorf("member %q does not lie in a folder of a kernel and an architecture", h.Name)
 	}
 	g, err := t.group(&t.own, part[1], part[2])
@@ -402,7 +402,7 @@ func (x *extractor) group(own *[]*group, kver, arch string) (*group, error) {
 func (x *extractor) extract(g *group, h *tar.Header, file string, r io.Reader) error {
 	key := file
 	if isModule(file) {
-		m := koName.FindStringSubmatch(file)
+		m := koName().FindStringSubmatch(file)
 		if m == nil {
 			return fmt.Errorf("member %q has no usable name for a module", h.Name)
 		}
@@ -461,7 +461,7 @@ func (t *tarball) finish(file string) error {
 	if name == "" || version == "" {
 		return errors.New("it does not say of which module it is, nor does the name of the file: M-V-kernelK-ARCH.dkms.tar.gz")
 	}
-	if !moduleName.MatchString(name) || !versionName.MatchString(version) {
+	if !moduleName().MatchString(name) || !versionName().MatchString(version) {
 		return fmt.Errorf("it names its module %.80q, version %.80q: not a usable name", name, version)
 	}
 	for _, g := range own {
@@ -657,7 +657,7 @@ func (x *extractor) deb(ra io.ReaderAt, size int64) (err error) {
 		if control.Get("Maintainer") == diskMaintainer {
 			g.Version = strings.TrimSuffix(g.Version, "-1")
 		}
-		if !versionName.MatchString(g.Version) {
+		if !versionName().MatchString(g.Version) {
 			return fmt.Errorf("control has no usable Version: %.80q", g.Version)
 		}
 	}
@@ -675,7 +675,7 @@ func (x *extractor) debMember(own *[]*group, arch string, h *tar.Header, r io.Re
 	if m == nil || !isModule(m[2]) {
 		return nil
 	}
-	if !kernelName.MatchString(m[1]) {
+	if !kernelName().MatchString(m[1]) {
 		return fmt.Errorf("member %q does not lie in a folder of a kernel", h.Name)
 	}
 	if !archName.MatchString(arch) || arch == "all" {
@@ -698,7 +698,7 @@ func nameOfPackage(control deb.Stanza, kver string) (string, error) {
 	if !ok {
 		name, ok = strings.CutSuffix(control.Get("Source"), "-dkms-bin")
 	}
-	if !ok || !moduleName.MatchString(name) {
+	if !ok || !moduleName().MatchString(name) {
 		return "", fmt.Errorf("package %.80q is not named NAME-modules-%s: not of dkms mkbmdeb", pkg, kver)
 	}
 	return name, nil

@@ -81,7 +81,7 @@ func parseConf(out string) (c Conf) {
 	c.PostBuild, c.DropsSymbols = strings.TrimSuffix(fields[0], "\r"), fields[1] == "drops"
 	for _, element := range fields[2 : len(fields)-1] {
 		for _, name := range strings.Fields(element) {
-			if saneName.MatchString(name) && !slices.Contains(c.BuildDepends, name) {
+			if saneName().MatchString(name) && !slices.Contains(c.BuildDepends, name) {
 				c.BuildDepends = append(c.BuildDepends, name)
 			}
 		}

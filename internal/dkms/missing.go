@@ -1,7 +1,6 @@
 package dkms
 
 import (
-	"regexp"
 	"strings"
 )
 
@@ -36,16 +35,16 @@ func Missing(reason, makeLog, output string) []string {
 }
 
 var (
-	headerMissing  = regexp.MustCompile(`fatal error: '?([^\s':]+)'?(?:: No such file or directory| file not found)`)
-	libraryMissing = regexp.MustCompile(`cannot find -l([A-Za-z0-9_+.-]+)`)
-	pythonMissing  = regexp.MustCompile(`ModuleNotFoundError: No module named '([A-Za-z0-9_]+)`)
-	packageNamed   = regexp.MustCompile(`(?i:please install) (?:the )?["'‘]?([a-z0-9][a-z0-9.+-]+)`)
-	toolMissing    = regexp.MustCompile(`^command not found: (\S+)|^BTF: \S+: (pahole) \(pahole\) is not available`)
-	compilerNamed  = regexp.MustCompile(`^(?:gcc|g\+\+|cpp|clang|lld|llvm|rustc)-[0-9.]+$`)
+	headerMissing  = expression(`fatal error: '?([^\s':]+)'?(?:: No such file or directory| file not found)`)
+	libraryMissing = expression(`cannot find -l([A-Za-z0-9_+.-]+)`)
+	pythonMissing  = expression(`ModuleNotFoundError: No module named '([A-Za-z0-9_]+)`)
+	packageNamed   = expression(`(?i:please install) (?:the )?["'‘]?([a-z0-9][a-z0-9.+-]+)`)
+	toolMissing    = expression(`^command not found: (\S+)|^BTF: \S+: (pahole) \(pahole\) is not available`)
+	compilerNamed  = expression(`^(?:gcc|g\+\+|cpp|clang|lld|llvm|rustc)-[0-9.]+$`)
 )
 
 func missingHeader(text string) []string {
-	m := headerMissing.FindStringSubmatch(text)
+	m := headerMissing().FindStringSubmatch(text)
 	if m == nil {
 		return nil
 	}
@@ -59,7 +58,7 @@ func missingHeader(text string) []string {
 }
 
 func missingLibrary(text string) []string {
-	if m := libraryMissing.FindStringSubmatch(text); m != nil {
+	if m := libraryMissing().FindStringSubmatch(text); m != nil {
 		if p, ok := libraryPackages[m[1]]; ok {
 			return []string{p}
 		}
@@ -68,7 +67,7 @@ func missingLibrary(text string) []string {
 }
 
 func missingPython(text string) []string {
-	if m := pythonMissing.FindStringSubmatch(text); m != nil {
+	if m := pythonMissing().FindStringSubmatch(text); m != nil {
 		return []string{"python3-" + strings.ToLower(strings.ReplaceAll(m[1], "_", "-"))}
 	}
 	return nil
@@ -76,7 +75,7 @@ func missingPython(text string) []string {
 
 // namedPackage is what a Makefile itself asks for.
 func namedPackage(text string) []string {
-	m := packageNamed.FindStringSubmatch(text)
+	m := packageNamed().FindStringSubmatch(text)
 	if m == nil {
 		return nil
 	}
@@ -92,13 +91,13 @@ func namedPackage(text string) []string {
 
 func missingTool(text string) []string {
 	name := ""
-	if m := toolMissing.FindStringSubmatch(text); m != nil {
+	if m := toolMissing().FindStringSubmatch(text); m != nil {
 		name = m[1] + m[2]
-	} else if m := commandMissing.FindStringSubmatch(text); m != nil {
+	} else if m := commandMissing().FindStringSubmatch(text); m != nil {
 		name = m[1]
 	}
 	name = name[strings.LastIndexByte(name, '/')+1:]
-	if compilerNamed.MatchString(name) {
+	if compilerNamed().MatchString(name) {
 		return []string{name}
 	}
 	return toolPackages[name]

@@ -5,6 +5,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 )
@@ -95,21 +96,27 @@ func (f *finding) take(text string) {
 	}
 }
 
+// expression is one that is compiled when it is first wanted: most runs want few of
+// them, and compiling all takes as long as starting the program.
+func expression(text string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
+}
+
 var (
-	compilerError  = regexp.MustCompile(`^(\S[^\s:]*):(\d+)(?::\d+)?: (?i:(fatal error|internal compiler error|error)): (.*)$`)
-	toolError      = regexp.MustCompile(`^\s*(?:[^\s:="'()]+: ?){0,4}(?:(?i:fatal error|internal compiler error)|error|Error|ERROR|FATAL): (.*)$`)
-	modpostError   = regexp.MustCompile(`^(?:ERROR|FATAL|Error): (?:modpost: )?(.*\[[^\]]*\] undefined!|.*GPL-incompatible module.*|.*\.ko.*symbol.*)$|^(?:ERROR|FATAL): modpost: (.*)$`)
-	configureError = regexp.MustCompile(`^configure: error: *(.*)$`)
-	linkerError    = regexp.MustCompile(`^(?:\S*ld(?:\.\w+)?: .*(?:undefined reference to|multiple definition of|cannot find|unrecognized option|unknown argument|relocation truncated).*|\S*ld(?:\.\w+)?: .*: No such file.*|\S+:\(\.[^)]*\): undefined reference to .*)$`)
-	machineError   = regexp.MustCompile(`^\S.*(?:: No space left on device|: Disk quota exceeded|: Cannot allocate memory|: Read-only file system|Killed signal terminated program|internal compiler error: Killed|virtual memory exhausted)|^cc1\w*: out of memory`)
-	makeKilled     = regexp.MustCompile(`^make(?:\[\d+\])?: \*\*\* \[(.*)\] (Killed|Terminated|Segmentation fault|Bus error)`)
-	makeExit       = regexp.MustCompile(`^make(?:\[\d+\])?: \*\*\* \[(.*)\] Error (\d+)`)
-	makeText       = regexp.MustCompile(`^(?:make(?:\[\d+\])?|([^\s:]+):(\d+)): \*\*\* (.*?)\.? *(?:Stop\.)?$`)
-	commandMissing = regexp.MustCompile(`^(?:\S*sh|\S*configure|/\S+|\./\S+|env|make(?:\[\d+\])?)(?:: line \d+|: \d+)?: ['‘"]?([^\s:'’"]+)['’"]?: (?:command not found|Command not found|not found|No such file or directory)$`)
-	sourceExcerpt  = regexp.MustCompile(`^\s*\d* \|`)
-	patchFailed    = regexp.MustCompile(`^(?:Hunk #\d+ FAILED at .*|patch: \*\*\*\* .*)$`)
-	perlMissing    = regexp.MustCompile(`^Can't locate (\S+) in @INC`)
-	weakError      = regexp.MustCompile(`^\S+: (?:(?:cannot|can't) .*|.*: Permission denied|.*: No such file or directory)$`)
+	compilerError  = expression(`^(\S[^\s:]*):(\d+)(?::\d+)?: (?i:(fatal error|internal compiler error|error)): (.*)$`)
+	toolError      = expression(`^\s*(?:[^\s:="'()]+: ?){0,4}(?:(?i:fatal error|internal compiler error)|error|Error|ERROR|FATAL): (.*)$`)
+	modpostError   = expression(`^(?:ERROR|FATAL|Error): (?:modpost: )?(.*\[[^\]]*\] undefined!|.*GPL-incompatible module.*|.*\.ko.*symbol.*)$|^(?:ERROR|FATAL): modpost: (.*)$`)
+	configureError = expression(`^configure: error: *(.*)$`)
+	linkerError    = expression(`^(?:\S*ld(?:\.\w+)?: .*(?:undefined reference to|multiple definition of|cannot find|unrecognized option|unknown argument|relocation truncated).*|\S*ld(?:\.\w+)?: .*: No such file.*|\S+:\(\.[^)]*\): undefined reference to .*)$`)
+	machineError   = expression(`^\S.*(?:: No space left on device|: Disk quota exceeded|: Cannot allocate memory|: Read-only file system|Killed signal terminated program|internal compiler error: Killed|virtual memory exhausted)|^cc1\w*: out of memory`)
+	makeKilled     = expression(`^make(?:\[\d+\])?: \*\*\* \[(.*)\] (Killed|Terminated|Segmentation fault|Bus error)`)
+	makeExit       = expression(`^make(?:\[\d+\])?: \*\*\* \[(.*)\] Error (\d+)`)
+	makeText       = expression(`^(?:make(?:\[\d+\])?|([^\s:]+):(\d+)): \*\*\* (.*?)\.? *(?:Stop\.)?$`)
+	commandMissing = expression(`^(?:\S*sh|\S*configure|/\S+|\./\S+|env|make(?:\[\d+\])?)(?:: line \d+|: \d+)?: ['‘"]?([^\s:'’"]+)['’"]?: (?:command not found|Command not found|not found|No such file or directory)$`)
+	sourceExcerpt  = expression(`^\s*\d* \|`)
+	patchFailed    = expression(`^(?:Hunk #\d+ FAILED at .*|patch: \*\*\*\* .*)$`)
+	perlMissing    = expression(`^Can't locate (\S+) in @INC`)
+	weakError      = expression(`^\S+: (?:(?:cannot|can't) .*|.*: Permission denied|.*: No such file or directory)$`)
 )
 
 // telling holds a piece of every line that one of the expressions above fits: logs may be long.
@@ -126,13 +133,13 @@ func (f *finding) line(lines *lines) {
 	if useful(line) {
 		f.last = line
 	}
-	if !tells(line) || sourceExcerpt.MatchString(line) {
+	if !tells(line) || sourceExcerpt().MatchString(line) {
 		return
 	}
 	switch {
 	case strings.HasPrefix(line, "Error!"):
 		f.dkmsError(lines)
-	case machineError.MatchString(line):
+	case machineError().MatchString(line):
 		f.offer(rankMachine, line)
 	case strings.HasPrefix(line, "make"):
 		f.makeLine(line)
@@ -140,34 +147,34 @@ func (f *finding) line(lines *lines) {
 		// gcc words -Werror as an error of its own.
 	case strings.HasPrefix(line, "Traceback (most recent call last)"):
 		f.offer(rankTool, traceback(lines))
-	case compilerError.MatchString(line):
-		m := compilerError.FindStringSubmatch(line)
+	case compilerError().MatchString(line):
+		m := compilerError().FindStringSubmatch(line)
 		at := place(m[1], m[2])
-		if kernelFile.MatchString(m[1]) {
+		if kernelFile().MatchString(m[1]) {
 			at = lines.expansion(at)
 		}
 		f.offer(rankCompile, strings.ToLower(m[3])+": "+m[4]+at)
-	case configureError.MatchString(line):
-		text := configureError.FindStringSubmatch(line)[1]
+	case configureError().MatchString(line):
+		text := configureError().FindStringSubmatch(line)[1]
 		if text == "" {
 			text = lines.following() // zfs puts it on the lines below, after asterisks
 		}
 		f.offer(rankCompile, "configure: error: "+strings.TrimLeft(text, "* \t"))
-	case modpostError.MatchString(line):
-		m := modpostError.FindStringSubmatch(line)
+	case modpostError().MatchString(line):
+		m := modpostError().FindStringSubmatch(line)
 		f.offer(rankCompile, "modpost: "+m[1]+m[2])
-	case linkerError.MatchString(line):
+	case linkerError().MatchString(line):
 		f.offer(rankCompile, line)
-	case makeText.MatchString(line):
-		m := makeText.FindStringSubmatch(line)
+	case makeText().MatchString(line):
+		m := makeText().FindStringSubmatch(line)
 		f.offer(rankTool, m[3]+place(m[1], m[2]))
-	case toolError.MatchString(line):
+	case toolError().MatchString(line):
 		f.offer(rankTool, line)
-	case perlMissing.MatchString(line):
-		f.offer(rankTool, "perl: cannot find "+perlMissing.FindStringSubmatch(line)[1])
-	case commandMissing.MatchString(line):
+	case perlMissing().MatchString(line):
+		f.offer(rankTool, "perl: cannot find "+perlMissing().FindStringSubmatch(line)[1])
+	case commandMissing().MatchString(line):
 		f.missing(line)
-	case patchFailed.MatchString(line), weakError.MatchString(line):
+	case patchFailed().MatchString(line), weakError().MatchString(line):
 		f.offer(rankWeak, line)
 	}
 }
@@ -193,22 +200,22 @@ func useful(line string) bool {
 
 func (f *finding) missing(line string) {
 	if f.notFound == "" {
-		f.notFound = "command not found: " + commandMissing.FindStringSubmatch(line)[1]
+		f.notFound = "command not found: " + commandMissing().FindStringSubmatch(line)[1]
 	}
 }
 
 // makeLine reads a line that make printed.
 func (f *finding) makeLine(line string) {
-	if m := makeExit.FindStringSubmatch(line); m != nil {
+	if m := makeExit().FindStringSubmatch(line); m != nil {
 		f.exit127 = f.exit127 || m[2] == "127"
 		f.offer(rankMake, "make: "+m[1]+": error "+m[2])
 		return
 	}
-	if m := makeKilled.FindStringSubmatch(line); m != nil {
+	if m := makeKilled().FindStringSubmatch(line); m != nil {
 		f.offer(rankMachine, "make: "+m[1]+": "+strings.ToLower(m[2]))
 		return
 	}
-	if m := makeText.FindStringSubmatch(line); m != nil {
+	if m := makeText().FindStringSubmatch(line); m != nil {
 		switch {
 		case strings.HasPrefix(m[3], "Waiting for unfinished jobs"), strings.HasPrefix(m[3], "wait: "):
 		case strings.HasPrefix(m[3], "No targets"):
@@ -219,7 +226,7 @@ func (f *finding) makeLine(line string) {
 		}
 		return
 	}
-	if commandMissing.MatchString(line) {
+	if commandMissing().MatchString(line) {
 		f.exit127 = true // make itself says so of its own recipes only
 		f.missing(line)
 	}
@@ -268,15 +275,15 @@ func place(file, line string) string {
 	if file == "" || strings.HasPrefix(file, "/tmp/") { // the compiler's temporary file
 		return ""
 	}
-	return " (" + path.Clean(kernelDir.ReplaceAllString(shorten(file), "")) + ":" + line + ")"
+	return " (" + path.Clean(kernelDir().ReplaceAllString(shorten(file), "")) + ":" + line + ")"
 }
 
 // expansion returns where the module uses the macro of the kernel in which the
 // compiler found the error of the current line; else otherwise.
 func (l *lines) expansion(otherwise string) string {
 	ahead := *l
-	for n := 0; n < 40 && ahead.next() && !compilerError.MatchString(ahead.line); n++ {
-		if m := macroExpansion.FindStringSubmatch(ahead.line); m != nil && !kernelFile.MatchString(m[1]) {
+	for n := 0; n < 40 && ahead.next() && !compilerError().MatchString(ahead.line); n++ {
+		if m := macroExpansion().FindStringSubmatch(ahead.line); m != nil && !kernelFile().MatchString(m[1]) {
 			return place(m[1], m[2])
 		}
 	}
@@ -284,19 +291,19 @@ func (l *lines) expansion(otherwise string) string {
 }
 
 var (
-	kernelFile     = regexp.MustCompile(`^(?:/usr/src/linux-|/lib/modules/|/usr/lib/modules/|(?:\./)?(?:include|arch)/)`)
-	macroExpansion = regexp.MustCompile(`^(\S[^\s:]*):(\d+)(?::\d+)?: note: (?:in expansion of|expanded from) macro `)
-	kernelDir      = regexp.MustCompile(`^/usr/src/linux-[^/]+/`)
+	kernelFile     = expression(`^(?:/usr/src/linux-|/lib/modules/|/usr/lib/modules/|(?:\./)?(?:include|arch)/)`)
+	macroExpansion = expression(`^(\S[^\s:]*):(\d+)(?::\d+)?: note: (?:in expansion of|expanded from) macro `)
+	kernelDir      = expression(`^/usr/src/linux-[^/]+/`)
 )
 
 var (
-	buildDir  = regexp.MustCompile(`/var/lib/dkms/[^/\s]+/[^/\s]+/build/(?:\./)?`)
-	colours   = regexp.MustCompile(`\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])`)
-	secondary = regexp.MustCompile(` \{aka '[^}]*'\}| \[-W[^\]]*\]`)
+	buildDir  = expression(`/var/lib/dkms/[^/\s]+/[^/\s]+/build/(?:\./)?`)
+	colours   = expression(`\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])`)
+	secondary = expression(` \{aka '[^}]*'\}| \[-W[^\]]*\]`)
 	quotes    = strings.NewReplacer("‘", "'", "’", "'", "`", "'")
 )
 
-func shorten(s string) string { return buildDir.ReplaceAllString(s, "") }
+func shorten(s string) string { return buildDir().ReplaceAllString(s, "") }
 
 // tidy makes one printable line of a text.
 func tidy(s string) string {
@@ -305,7 +312,7 @@ func tidy(s string) string {
 		return s
 	}
 	// What the compiler says twice, and by which option, goes first.
-	if s = secondary.ReplaceAllString(s, ""); utf8.RuneCountInString(s) <= maxReason {
+	if s = secondary().ReplaceAllString(s, ""); utf8.RuneCountInString(s) <= maxReason {
 		return s
 	}
 	// The place at the end says more than the end of the text.
@@ -356,7 +363,7 @@ func cutLine(text string) (line, rest string) {
 	}
 	line = strings.TrimRight(line, "\r \t")
 	if strings.ContainsAny(line, "\x1b\r") {
-		line = colours.ReplaceAllString(line, "")
+		line = colours().ReplaceAllString(line, "")
 		line = line[strings.LastIndexByte(line, '\r')+1:] // what a terminal would show in the end
 	}
 	return line, rest

@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -105,7 +104,7 @@ func forget(ctx context.Context, spec sandbox.Spec, log io.Writer, dir string) (
 	}
 	name, version, _ := strings.Cut(strings.TrimSuffix(out.String(), "\n"), "\n")
 	for _, s := range []string{name, version} {
-		if !saneName.MatchString(s) || s == "." || s == ".." {
+		if !saneName().MatchString(s) || s == "." || s == ".." {
 			return Module{}, fmt.Errorf("%q is not usable as the name or version of a module", s)
 		}
 	}
@@ -127,7 +126,7 @@ const state = "var/lib/dkms"
 // saneName fits what may be a module's name or version: they become parts of
 // paths, of command lines, of messages and of the document, and any package can
 // make directories below /var/lib/dkms.
-var saneName = regexp.MustCompile(`^[A-Za-z0-9._+~:#][A-Za-z0-9._+~:#-]{0,127}$`)
+var saneName = expression(`^[A-Za-z0-9._+~:#][A-Za-z0-9._+~:#-]{0,127}$`)
 
 // Added lists what is registered in a layer: dkms makes a link "source" in
 // /var/lib/dkms/MODULE/VERSION. A name that no module can sanely have is an
@@ -151,7 +150,7 @@ func Added(layer string) ([]Module, error) {
 		for _, version := range versions {
 			if _, err := root.Lstat(path.Join(state, name, version, "source")); err == nil {
 				for _, s := range []string{name, version} {
-					if !saneName.MatchString(s) {
+					if !saneName().MatchString(s) {
 						return nil, fmt.Errorf("%q is not usable as the name or version of a module", s)
 					}
 				}

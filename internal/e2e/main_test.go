@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"dkms2bin/internal/sandbox"
 	"dkms2bin/internal/state"
 	"errors"
 	"flag"
@@ -36,7 +35,6 @@ var (
 // TestMain builds the programs and, when all is done, looks for what a test left
 // behind: mounts, processes and trees.
 func TestMain(m *testing.M) {
-	sandbox.Init()
 	if err := ownMounts(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e: cannot have a mount namespace of its own:", err)
 		os.Exit(1)

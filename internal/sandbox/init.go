@@ -29,10 +29,10 @@ const (
 	fdLife
 )
 
-// Init must be called first in main by every program that uses Run. In an
-// ordinary process it returns at once; in the first process of a sandbox it
-// never does.
-func Init() {
+// In the first process of a sandbox this never returns. It is no function for main to
+// call, since that would come after the tables and expressions of all other packages
+// have been made, which takes longer than all that is done here.
+func init() {
 	if len(os.Args) != 1 || os.Args[0] != initName {
 		return
 	}

@@ -24,7 +24,6 @@ import (
 const roleVar = "SANDBOX_TEST_ROLE"
 
 func TestMain(m *testing.M) {
-	Init()
 	if role := os.Getenv(roleVar); role != "" {
 		os.Exit(play(role, os.Args[1:]))
 	}
