@@ -157,7 +157,7 @@ func (h *headerMaker) takeOne(ctx context.Context, k state.Kernel, c apt.Candida
 func installHeaders(ctx context.Context, inside apt.Inside, tree *rootfs.Tree, layer, release string, c apt.Candidate) error {
 	// Where headers bring the image along, no initramfs is wanted.
 	inside.Spec.Env = append(sandbox.DefaultEnv(), "INITRD=No")
-	if err := inside.Install(ctx, c.Name+"="+c.Version); err != nil {
+	if err := inside.InstallKnown(ctx, c); err != nil {
 		return err
 	}
 	if err := inside.Clean(ctx); err != nil {

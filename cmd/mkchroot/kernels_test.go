@@ -17,11 +17,6 @@ import (
 	"gotest.tools/v3/assert"
 )
 
-func TestMain(m *testing.M) {
-	sandbox.Init()
-	os.Exit(m.Run())
-}
-
 // bookworm with backports, as apt-cache shows it: the newest of each first.
 func bookworm() map[string][]apt.Candidate {
 	c := func(name, version, arch, depends string) apt.Candidate {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -141,22 +142,46 @@ func (all *installed) hasAll(field string) bool {
 	})
 }
 
-// takes says whether a package can be installed, and all else stays as it is. It may
-// say no where apt would find that it can.
-func (all *installed) takes(control deb.Stanza) bool {
-	name := control.Get("Package")
-	if _, there := all.versions[name]; there || all.odd || all.refused[name] {
-		return false
-	}
-	for _, p := range parseRelations(control.Get("Provides")) {
-		if all.refused[p[0].name] {
-			return false
+// with is what is noted once packages of these stanzas are installed, too.
+func (all *installed) with(packages []deb.Stanza) *installed {
+	then := *all
+	then.versions, then.provides = maps.Clone(all.versions), maps.Clone(all.provides)
+	for _, s := range packages {
+		then.versions[s.Get("Package")] = s.Get("Version")
+		for _, p := range parseRelations(s.Get("Provides")) {
+			then.provides[p[0].name] = append(slices.Clip(then.provides[p[0].name]), p[0].version)
 		}
 	}
-	for _, c := range parseRelations(control.Get("Conflicts") + "," + control.Get("Breaks")) {
-		if all.has(relation{name: c[0].name}) || c[0].name == "" {
-			return false
+	return &then
+}
+
+// takes says whether packages can be installed together, and all else stays as it is.
+// It may say no where apt would find that they can.
+func (all *installed) takes(packages ...deb.Stanza) bool {
+	then := all.with(packages)
+	return !all.odd && !slices.ContainsFunc(packages, func(s deb.Stanza) bool {
+		if _, there := all.versions[s.Get("Package")]; there || slices.ContainsFunc(namesOf(s), func(n string) bool { return all.refused[n] }) {
+			return true
 		}
+		for _, c := range parseRelations(s.Get("Conflicts") + "," + s.Get("Breaks")) {
+			if c[0].name == "" || all.has(relation{name: c[0].name}) {
+				return true
+			}
+			for _, other := range packages {
+				if other.Get("Package") != s.Get("Package") && slices.Contains(namesOf(other), c[0].name) {
+					return true
+				}
+			}
+		}
+		return !all.hasAll(s.Get("Pre-Depends")) || !then.hasAll(s.Get("Depends"))
+	})
+}
+
+// namesOf are the names that a package has and provides.
+func namesOf(s deb.Stanza) []string {
+	names := []string{s.Get("Package")}
+	for _, p := range parseRelations(s.Get("Provides")) {
+		names = append(names, p[0].name)
 	}
-	return all.hasAll(control.Get("Pre-Depends")) && all.hasAll(control.Get("Depends"))
+	return names
 }

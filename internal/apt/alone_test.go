@@ -66,6 +66,28 @@ func TestTakes(t *testing.T) {
 	}
 	all, err := parseInstalled(strings.NewReader(statusOfTests))
 	assert.NilError(t, err)
+	for _, row := range []struct {
+		name, first, second string
+		want                bool
+	}{
+		{"nothing of each other", "", "", true},
+		{"one needs the other", "Depends: two (= 1), dkms\n", "", true},
+		{"each needs the other", "Depends: two\n", "Depends: one (>= 1)\n", true},
+		{"one needs what the other provides", "Depends: virtual (>= 2)\n", "Provides: virtual (= 2)\n", true},
+		{"one needs another version", "Depends: two (>= 2)\n", "", false},
+		{"one is unpacked after the other is set up", "Pre-Depends: two\n", "", false},
+		{"one conflicts with the other", "Conflicts: two (<< 1)\n", "", false},
+		{"one breaks what the other provides", "Breaks: virtual\n", "Provides: virtual\n", false},
+		{"one conflicts with what it provides", "Provides: virtual\nConflicts: virtual\n", "", true},
+		{"one of them is not wanted", "", "Provides: old-dkms\n", false},
+	} {
+		one, err := deb.ParseStanza([]byte("Package: one\nVersion: 1\n" + row.first))
+		assert.NilError(t, err)
+		two, err := deb.ParseStanza([]byte("Package: two\nVersion: 1\n" + row.second))
+		assert.NilError(t, err)
+		assert.Equal(t, all.takes(one, two), row.want, row.name)
+		assert.Equal(t, all.takes(two, one), row.want, row.name)
+	}
 	for control, why := range map[string]string{
 		"Package: dkms\nVersion: 9\n":                         "installed",
 		"Package: old-dkms\nVersion: 9\n":                     "broken by dkms",

@@ -427,6 +427,15 @@ type Candidate struct {
 	URL                         string // where it can be fetched, if Look could tell
 }
 
+// stanza has what of it tells whether others need more.
+func (c Candidate) stanza() deb.Stanza {
+	var s deb.Stanza
+	s.Set("Package", c.Name)
+	s.Set("Version", c.Version)
+	s.Set("Provides", c.Provides)
+	return s
+}
+
 // Show lists every version of the named packages that the repositories have,
 // the newest of each first. Unknown names have no entry.
 func (i Inside) Show(ctx context.Context, names ...string) (map[string][]Candidate, error) {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"regexp"
@@ -23,8 +24,10 @@ type Offer struct {
 	Versions  []Candidate // all of them, the newest first
 }
 
-// lookScript asks for both in one run: what apt prefers, and what there is.
-const lookScript = `apt-cache policy "$@" && echo ` + lookMark + ` && exec apt-cache show --all-versions "$@"`
+// lookScript asks for both in one run, at the same time: what apt prefers, and what
+// there is.
+const lookScript = `apt-cache show --all-versions "$@" >/tmp/records &
+apt-cache policy "$@" && echo ` + lookMark + ` && { wait $! || status=$?; cat /tmp/records; exit ${status-0}; }`
 
 // lookMark is no line of apt-cache policy.
 const lookMark = "== records"
@@ -125,23 +128,89 @@ func (p policy) url(c Candidate, list []Candidate) string {
 	return strings.TrimSuffix(m[1], "/") + "/" + c.Filename
 }
 
-// errNotAlone says that a package was not installed, as apt has to be asked.
-var errNotAlone = errors.New("it cannot be installed alone")
+// errNotKnown says that a package was not installed, as apt has to be asked.
+var errNotKnown = errors.New("it cannot be installed without apt's resolver")
 
-// InstallKnown is Install for a version that Look has told of. Where it needs nothing
-// that is not installed, neither apt's look at all packages of the archive nor its
-// resolver is wanted: its own helper fetches the file, and dpkg installs it. Whatever
-// stands in the way is left to apt.
+// InstallKnown is Install for a version that Look has told of. Where what it needs is
+// installed, or there is no choice of it, neither apt's look at all packages of the
+// archive nor its resolver is wanted: its own helper fetches the files, and dpkg
+// installs them. Whatever stands in the way is left to apt.
 func (i Inside) InstallKnown(ctx context.Context, c Candidate) error {
 	request := []string{"install", c.Name + "=" + c.Version}
-	err := i.fetchKnown(ctx, request, c)
-	if err == nil {
-		err = i.installAlone(ctx, archiveOf(c))
-	}
-	if errors.Is(err, errNotAlone) {
+	err := i.installKnown(ctx, request, c)
+	if errors.Is(err, errNotKnown) {
 		return i.Install(ctx, request[1:]...)
 	}
 	return err
+}
+
+func (i Inside) installKnown(ctx context.Context, request []string, c Candidate) error {
+	all, err := i.readInstalled()
+	if err != nil {
+		return err
+	}
+	list, err := i.needed(ctx, all, c)
+	if err != nil {
+		return err
+	}
+	if err := i.fetchKnown(ctx, request, list); err != nil {
+		return err
+	}
+	var controls []deb.Stanza
+	var files []string
+	for _, c := range list {
+		control, err := i.control(archiveOf(c))
+		if err != nil {
+			return err
+		}
+		controls, files = append(controls, control), append(files, "/"+archiveOf(c))
+	}
+	if !all.takes(controls...) {
+		return errNotKnown
+	}
+	return i.unpack(ctx, files...)
+}
+
+// needed is a version of a package, and before it what it needs that is not installed,
+// if that is clear: one package, in one version, without an alternative.
+func (i Inside) needed(ctx context.Context, all *installed, c Candidate) ([]Candidate, error) {
+	list, last := []Candidate{c}, []Candidate{c}
+	known := all.with([]deb.Stanza{c.stanza()})
+	for len(last) > 0 {
+		missing := map[string][]relation{}
+		for _, c := range last {
+			if c.URL == "" || c.SHA256 == "" {
+				return nil, errNotKnown
+			}
+			for _, group := range parseRelations(c.Depends) {
+				if slices.ContainsFunc(group, known.has) {
+					continue
+				}
+				if len(group) != 1 || group[0].name == "" {
+					return nil, errNotKnown
+				}
+				missing[group[0].name] = append(missing[group[0].name], group[0])
+			}
+		}
+		last = nil
+		if len(missing) == 0 {
+			break
+		}
+		offers, err := i.Look(ctx, slices.Sorted(maps.Keys(missing))...)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range slices.Sorted(maps.Keys(missing)) {
+			versions := slices.DeleteFunc(slices.Clone(offers[name].Versions), func(c Candidate) bool { return c.Version != offers[name].Preferred })
+			if len(versions) != 1 || slices.ContainsFunc(missing[name], func(r relation) bool { return !r.allows(versions[0].Version) }) {
+				return nil, errNotKnown
+			}
+			last = append(last, versions[0])
+			known = known.with([]deb.Stanza{versions[0].stanza()})
+		}
+		list = append(slices.Clone(last), list...)
+	}
+	return list, nil
 }
 
 // archiveOf is where apt keeps a package that it has fetched, relative to the root.
@@ -149,51 +218,61 @@ func archiveOf(c Candidate) string {
 	return path.Join(archives, fmt.Sprintf("%s_%s_%s.deb", c.Name, strings.ReplaceAll(c.Version, ":", "%3a"), c.Architecture))
 }
 
-// fetchScript fetches a file by apt's helper. What comes from a repository that is not
-// checked, apt may refuse. Where something is amiss, apt says so after more attempts.
-const fetchScript = `grep -q . "$5" && ! grep -qi '^Allow-\|^Trusted: *no' "$5" || exit 1
-/usr/lib/apt/apt-helper -q -o Acquire::Retries=0 download-file "$1" "$2" "SHA256:$3" && mv "$2" "$4"`
+// fetchScript fetches files by apt's helper: URIs, names and digests. What comes from a
+// repository that is not checked, apt may refuse. Where something is amiss, apt says so
+// after more attempts.
+const fetchScript = `grep -q . "$1" && ! grep -qi '^Allow-\|^Trusted: *no' "$1" || exit 1
+shift
+/usr/lib/apt/apt-helper -q -o Acquire::Retries=0 download-file "$@" || exit 1
+while [ $# -gt 2 ]; do
+	mv "$2" "${2%/partial/*}" || exit 1
+	shift 3
+done`
 
-// fetchKnown fetches a package to where apt does, unless it is kept from before.
-func (i Inside) fetchKnown(ctx context.Context, request []string, c Candidate) error {
-	if c.URL == "" || c.SHA256 == "" {
-		return errNotAlone
-	}
+// fetchKnown fetches packages to where apt does, unless they are kept from before.
+func (i Inside) fetchKnown(ctx context.Context, request []string, list []Candidate) error {
 	root, err := i.openWritten()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	file := archiveOf(c)
+	there := func() (bool, error) {
+		for _, c := range list {
+			if right, err := hasDigest(root, archiveOf(c), c.SHA256); err != nil || !right {
+				return false, err
+			}
+		}
+		return true, nil
+	}
 	keeper := i.keeper(request)
 	if keeper != nil {
 		if err := keeper.Give(ctx, request, i.archives()); err != nil {
 			return err
 		}
-		switch right, err := hasDigest(root, file, c.SHA256); {
-		case err != nil:
+		if ok, err := there(); err != nil || ok {
 			return err
-		case right:
-			return nil
 		}
 		if err := i.Clean(ctx); err != nil {
 			return err
 		}
 	}
 	// apt's user may write there, who does the talking.
-	partial := path.Join(archives, "partial", path.Base(file))
-	_, err = i.command(ctx, true, "sh", "-c", fetchScript, "sh", c.URL, "/"+partial, c.SHA256, "/"+file, SourcesFile)
+	args := []string{"sh", "-c", fetchScript, "sh", SourcesFile}
+	for _, c := range list {
+		args = append(args, c.URL, "/"+path.Join(archives, "partial", path.Base(archiveOf(c))), "SHA256:"+c.SHA256)
+	}
+	_, err = i.command(ctx, true, args...)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err != nil {
-		return errNotAlone
+		return errNotKnown
 	}
-	switch right, err := hasDigest(root, file, c.SHA256); {
+	switch ok, err := there(); {
 	case err != nil:
 		return err
-	case !right:
-		return errors.Join(i.Clean(ctx), errNotAlone)
+	case !ok:
+		return errors.Join(i.Clean(ctx), errNotKnown)
 	}
 	if keeper == nil {
 		return nil
@@ -213,23 +292,6 @@ func hasDigest(root *os.Root, name, digest string) (right bool, err error) {
 	sum := sha256.New()
 	_, err = io.Copy(sum, f)
 	return hex.EncodeToString(sum.Sum(nil)) == digest, errors.Join(err, f.Close())
-}
-
-// installAlone installs a .deb, by its name relative to the root, by dpkg alone, if that
-// needs nothing else.
-func (i Inside) installAlone(ctx context.Context, file string) error {
-	all, err := i.readInstalled()
-	if err != nil {
-		return err
-	}
-	control, err := i.control(file)
-	if err != nil {
-		return err
-	}
-	if !all.takes(control) {
-		return errNotAlone
-	}
-	return i.unpack(ctx, "/"+file)
 }
 
 // control reads the control file of a .deb that lies in what was written.

@@ -288,6 +288,7 @@ type Host struct {
 	Codename     string
 	Architecture string
 	Sources      []Source
+	Lists        string // directory of what apt has fetched of them
 	// Origins are the Origin fields of the Release files that apt has
 	// fetched, by URI and suite; empty before the first apt-get update.
 	Origins map[[2]string]string
@@ -330,15 +331,16 @@ func ReadHost(ctx context.Context) (h Host, err error) {
 			err = fmt.Errorf("cannot find out the host's repositories: %w", err)
 		}
 	}()
-	if h.Sources, err = readHostSources(ctx); err != nil {
+	settings, err := hostSettings(ctx)
+	if err != nil {
 		return h, err
 	}
-	if err := keepUnchecked(ctx, h.Sources); err != nil {
+	if h.Sources, err = readHostSources(settings); err != nil {
 		return h, err
 	}
-	if h.Origins, err = hostOrigins(ctx, h.Sources); err != nil {
-		return h, err
-	}
+	keepUnchecked(settings, h.Sources)
+	h.Lists = settings["LISTS"]
+	h.Origins = hostOrigins(h.Lists, h.Sources)
 	for i, s := range h.Sources {
 		file, ok := strings.CutPrefix(originKey(s.URI, "")[0], "mirror+file:")
 		if !ok {
@@ -376,16 +378,24 @@ func readFile(path string) ([]byte, error) {
 	return text, err
 }
 
+// hostSettings asks the host's apt, once for all: each time it asks dpkg first. A
+// setting that it has not is "".
+func hostSettings(ctx context.Context) (map[string]string, error) {
+	out, err := output(ctx, "apt-config", "shell", "LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d",
+		"LISTS", "Dir::State::lists/d", "Check-Valid-Until", "Acquire::Check-Valid-Until/b", "Check-Date", "Acquire::Check-Date/b")
+	settings := map[string]string{}
+	for line := range strings.Lines(out) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		settings[name] = strings.Trim(value, "'")
+	}
+	return settings, err
+}
+
 // keepUnchecked gives the sources what the host's configuration says for all: one
 // that reads a frozen mirror does not check how old it is.
-func keepUnchecked(ctx context.Context, sources []Source) error {
-	out, err := output(ctx, "apt-config", "shell", "Check-Valid-Until", "Acquire::Check-Valid-Until/b", "Check-Date", "Acquire::Check-Date/b")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(out) {
-		option, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		if strings.Trim(value, "'") != "false" {
+func keepUnchecked(settings map[string]string, sources []Source) {
+	for _, option := range []string{"Check-Valid-Until", "Check-Date"} {
+		if settings[option] != "false" {
 			continue
 		}
 		for i, s := range sources {
@@ -394,7 +404,6 @@ func keepUnchecked(ctx context.Context, sources []Source) error {
 			}
 		}
 	}
-	return nil
 }
 
 // firstMirror is the first of a list of mirrors, apt-transport-mirror(1).
@@ -414,13 +423,7 @@ func firstMirror(file string) (string, error) {
 // hostOrigins reads the Origin of each source whose Release file the host's apt has
 // fetched. apt itself tells it only after it has read all package lists, which takes
 // half a second where it may not keep an index of them.
-func hostOrigins(ctx context.Context, sources []Source) (map[[2]string]string, error) {
-	out, err := output(ctx, "apt-config", "shell", "LISTS", "Dir::State::lists/d")
-	if err != nil {
-		return nil, err
-	}
-	_, dir, _ := strings.Cut(strings.TrimSpace(out), "=")
-	dir = strings.Trim(dir, "'")
+func hostOrigins(dir string, sources []Source) map[[2]string]string {
 	origins := map[[2]string]string{}
 	for _, s := range sources {
 		for _, name := range []string{"InRelease", "Release"} {
@@ -434,7 +437,7 @@ func hostOrigins(ctx context.Context, sources []Source) (map[[2]string]string, e
 			break
 		}
 	}
-	return origins, nil
+	return origins
 }
 
 var originLine = regexp.MustCompile(`(?m)^Origin: *(.*\S)`)
@@ -475,27 +478,19 @@ func originKey(uri, suite string) [2]string {
 var partName = regexp.MustCompile(`^[A-Za-z0-9._-]+\.(list|sources)$`)
 
 // readHostSources reads all files that apt would, in apt's order.
-func readHostSources(ctx context.Context) ([]Source, error) {
-	out, err := output(ctx, "apt-config", "shell", "LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d")
-	if err != nil {
-		return nil, err
-	}
+func readHostSources(settings map[string]string) ([]Source, error) {
 	var files []string
-	for line := range strings.Lines(out) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		value = strings.Trim(value, "'")
-		switch name {
-		case "LIST":
-			files = append(files, value)
-		case "PARTS":
-			entries, err := os.ReadDir(value)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return nil, err
-			}
-			for _, e := range entries {
-				if partName.MatchString(e.Name()) {
-					files = append(files, filepath.Join(value, e.Name()))
-				}
+	if list := settings["LIST"]; list != "" {
+		files = append(files, list)
+	}
+	if parts := settings["PARTS"]; parts != "" {
+		entries, err := os.ReadDir(parts)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if partName.MatchString(e.Name()) {
+				files = append(files, filepath.Join(parts, e.Name()))
 			}
 		}
 	}

@@ -2,7 +2,6 @@ package apt
 
 import (
 	"dkms2bin/internal/diag"
-	"dkms2bin/internal/sandbox"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,11 +11,6 @@ import (
 
 	"gotest.tools/v3/assert"
 )
-
-func TestMain(m *testing.M) {
-	sandbox.Init()
-	os.Exit(m.Run())
-}
 
 type opts = map[string]string
 
