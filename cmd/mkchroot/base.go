@@ -10,6 +10,7 @@ import (
 	"dkms2bin/internal/rootfs"
 	"dkms2bin/internal/sandbox"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -45,7 +46,7 @@ func (b *baseMaker) take(ctx context.Context) (made bool, err error) {
 		Given: b.given, Suite: main.Suite, Mirror: main.URI, Parts: main.Components, Trusted: main.Trusted(),
 		Wgetrc:  apt.Wgetrc(b.proxies, b.certs != nil, b.auth, main.URI),
 		Sources: apt.Stanzas(sources), Packages: buildSet, AptConf: b.aptConf(),
-		Fetch: b.inside.Fetch, Log: b.inside.Log,
+		Fetch: b.inside.Fetch, Lists: apt.ListsInside, Log: b.inside.Log,
 	}
 	if apt.Directory(main.URI) != "" {
 		spec.Mirror = strings.Replace(sources[0].URI, "copy:", "file://", 1)
@@ -70,6 +71,11 @@ func (b *baseMaker) take(ctx context.Context) (made bool, err error) {
 			defer func() { err = b.wasThereSpace(root.Upper, err) }()
 			installed := false
 			if !root.InPlace {
+				var remove func() error
+				if remove, err = b.hostLists(ctx); err != nil {
+					return err
+				}
+				defer func() { err = errors.Join(err, remove()) }()
 				if installed, err = rootfs.MakeBase(ctx, b.tree.Mountpoint(), root.Upper, spec); err != nil {
 					return err
 				}
@@ -96,6 +102,34 @@ func (b *baseMaker) take(ctx context.Context) (made bool, err error) {
 			return b.record(ctx, inside)
 		},
 	})
+}
+
+// hostLists has the package lists of the host's apt put where the program that makes
+// the base system finds them, which takes that about as long to get to. The returned
+// function waits for the end of it, and removes them.
+func (b *baseMaker) hostLists(ctx context.Context) (remove func() error, err error) {
+	if b.given != "" || b.host.Lists == "" || rootfs.Maker() != "mmdebstrap" {
+		return func() error { return nil }, nil
+	}
+	dir := filepath.Join(b.tree.Apt(), apt.ListsDir)
+	root, err := os.OpenRoot(b.tree.Apt())
+	if err != nil {
+		return nil, err
+	}
+	if err := root.Mkdir(apt.ListsDir, 0o755); err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	n, done := 0, make(chan error)
+	go func() {
+		var err error
+		n, err = apt.CopyLists(ctx, b.host.Lists, b.sources, b.host.Architecture, dir)
+		done <- errors.Join(err, os.WriteFile(filepath.Join(dir, rootfs.ListsReady), nil, 0o644))
+	}()
+	return func() error {
+		err := <-done
+		fmt.Fprintf(b.inside.Log, "package lists of the host's apt: %d\n", n)
+		return errors.Join(err, root.RemoveAll(apt.ListsDir), root.Close())
+	}, nil
 }
 
 // key is everything that the base layer is made of.

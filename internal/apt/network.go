@@ -20,13 +20,15 @@ import (
 // Where the files and repositories of the host are that apt needs to fetch, see
 // Binds. They are there only while it fetches, and no package's script runs then.
 const (
-	privateDir = "/run/dkms2bin/apt"
-	AuthFile   = "auth.conf" // of logins, auth.conf(5)
-	CertFile   = "ca.pem"    // of certificate authorities
-	repository = "/run/dkms2bin/repository-"
+	privateDir  = "/run/dkms2bin/apt"
+	AuthFile    = "auth.conf" // of logins, auth.conf(5)
+	CertFile    = "ca.pem"    // of certificate authorities
+	ListsDir    = "lists"     // of CopyLists, for the base system
+	ListsInside = privateDir + "/" + ListsDir
+	repository  = "/run/dkms2bin/repository-"
 )
 
-// Binds shows the directory private, with AuthFile and CertFile, to apt while it
+// Binds shows the directory private, with AuthFile, CertFile and ListsDir, to apt while it
 // fetches, and the local repositories: directories has "" for the others.
 func Binds(private string, directories []string) []sandbox.Bind {
 	binds := []sandbox.Bind{{Source: private, Target: privateDir}}

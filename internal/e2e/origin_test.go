@@ -404,7 +404,7 @@ func TestAirGap(t *testing.T) {
 	assert.NilError(t, os.MkdirAll(filepath.Join(dir, "archives/partial"), 0o755))
 	mustRun(t, "apt-get", "-o", "Dir::State::status="+dir+"/var/lib/dpkg/status", "-o", "Dir::Cache::archives="+dir+"/archives", "-o", "Debug::NoLocking=yes",
 		"-o", "APT::Sandbox::User=root", "--download-only", "--no-install-recommends", "-y", "install",
-		"build-essential", "dkms", "debhelper", "kmod", "linux-headers-amd64", "linux-headers-"+kver, "bbswitch-dkms")
+		"build-essential", "dkms", "kmod", "linux-headers-amd64", "linux-headers-"+kver, "bbswitch-dkms")
 	for _, deb := range debFiles(t, filepath.Join(dir, "archives")) {
 		assert.NilError(t, os.Rename(deb, filepath.Join(mirror, strings.ReplaceAll(filepath.Base(deb), "%3a", "_"))))
 	}
@@ -476,4 +476,9 @@ func TestFetchedAhead(t *testing.T) {
 		t.Skip("the base system is not put together in memory, for want of it")
 	}
 	assert.Assert(t, found != nil && found[1] == found[2], string(log))
+	host, err := apt.ReadHost(t.Context())
+	assert.NilError(t, err)
+	if lists, err := filepath.Glob(filepath.Join(host.Lists, "*_InRelease")); err == nil && len(lists) > 0 {
+		assert.Assert(t, regexp.MustCompile(`(?m)^package lists of the host's apt: [1-9]`).Match(log), string(log))
+	}
 }
