@@ -1,6 +1,6 @@
-// Mkchroot makes the build tree: a base system with compiler, dkms and
-// debhelper, and on it a layer with the headers of each wanted kernel. It
-// begins the chain of programs: it reads no document and writes the first one.
+// Mkchroot makes the build tree: a base system with compiler and dkms, and
+// on it a layer with the headers of each wanted kernel. It begins the chain of
+// programs: it reads no document and writes the first one.
 //
 //	mkchroot --kver 6.1.0-56-amd64 >1.json
 package main
@@ -10,7 +10,6 @@ import (
 	"dkms2bin/internal/apt"
 	"dkms2bin/internal/cli"
 	"dkms2bin/internal/rootfs"
-	"dkms2bin/internal/sandbox"
 	"flag"
 	"math"
 	"os"
@@ -22,8 +21,8 @@ import (
 )
 
 const manual = `
-Makes the build tree: a base system with compiler, dkms and debhelper, and the
-headers of each wanted kernel, each in a layer of its own. Without --kver that is
+Makes the build tree: a base system with compiler and dkms, and the headers of
+each wanted kernel, each in a layer of its own. Without --kver that is
 the kernel that the header metapackage of the suite's default flavour points at.
 Packages come from the distribution's own repositories among those that the
 host's apt uses, from those that --repo names, or from Fuel's settings. With
@@ -175,7 +174,6 @@ func (o *options) selection() selection {
 }
 
 func main() {
-	sandbox.Init()
 	o := &options{args: os.Args}
 	cli.Main(cli.Program{
 		Name: "mkchroot", Manual: manual, Starts: true,

@@ -10,9 +10,9 @@ import (
 // before it takes the next, and for decompression, twice for the first packages, which
 // are unpacked by tar and then by dpkg. So the first packages are fetched by several
 // connections, the others while the first are installed, and copies of the larger ones
-// without compression are made meanwhile, of which dpkg takes what is ready. Without
-// them, for whatever reason, all is as it would be anyway: names, versions and contents
-// are the same, and digests are checked here.
+// without compression are made meanwhile, of which dpkg takes what is ready when it gets
+// there. Without them, for whatever reason, all is as it would be anyway: names, versions
+// and contents are the same, and digests are checked here.
 //
 // See mmdebstrap(1), HOOKS, for when each of these is run. Its argument is the root.
 
@@ -24,14 +24,17 @@ plain=$1/var/cache/apt/archives/plain
 mkdir -p "$plain/partial" "$plain/later"
 chown _apt "$plain/partial" || : # who does the talking, if he can get there
 cp /tmp/base.take "$plain/take"
-exec 9>/tmp/base.lock
-flock 9
 exec >/dev/null 2>&1 </dev/null
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-# Without this directory mmdebstrap has apt fetch the lists itself, and fails.
-apt-get -q -o Acquire::Retries=0 update --error-on=any || { rm -rf "$1/var/lib/apt/lists/auxfiles"; exit 0; }
+given=$(cat /tmp/base.lists)
+while [ -d "$given" ] && [ ! -e "$given/` + ListsReady + `" ]; do sleep 0.02; done
+[ ! -d "$given" ] || cp -p "$given"/*_* "$1/var/lib/apt/lists"
+# Without the directory auxfiles mmdebstrap has apt fetch the lists itself, and fails.
+apt-get -q -o Acquire::Retries=0 update --error-on=any || { rm -rf "$1"/var/lib/apt/lists/auxfiles "$1"/var/lib/apt/lists/*_*; exit 0; }
 list() { apt-get -q -y --print-uris -o Acquire::ForceHash=SHA256 install "?essential" apt "$@" | sort >"$plain/$list"; }
 fetch() { tr -d "'" <"$plain/$list" | awk '$1 ~ /^https?:/ && $4 ~ /^SHA256:/ { print $1, $2, $4 }' | xargs -r -n 30 -P 6 sh /tmp/base.fetch "$plain/partial" "$1"; }
+exec 9>/tmp/base.lock
+flock 9
 (
 	trap ': >"$plain/listed"' EXIT
 	list=all
@@ -39,7 +42,10 @@ fetch() { tr -d "'" <"$plain/$list" | awk '$1 ~ /^https?:/ && $4 ~ /^SHA256:/ { 
 ) &
 list=first
 list
-perl /tmp/base.plain "$plain" &
+{
+	perl /tmp/base.plain "$plain"
+	env -u APT_CONFIG chroot "$1" apt-cache -q -o Debug::NoLocking=true -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=archives/plain/srcpkgcache.bin gencaches
+} 9>&- &
 (
 	trap ': >"$plain/fetched"' EXIT
 	fetch "$plain/.."
@@ -62,12 +68,12 @@ while [ $# -gt 2 ]; do
 	shift 3
 done`
 
-// plainScript makes copies without compression, until all are made, or with a second
-// argument as long as there is something to do: of the first packages as long as these
-// are not unpacked, and of the others; large ones first, those being what takes dpkg
-// longest. It gives each its name when it is whole. Its first argument is the directory
-// for them. Two of it may be at work. It is in Perl, as mmdebstrap is. The format is that
-// of deb(5): a file of ar, in which the third member has the files.
+// plainScript makes copies without compression: of the first packages as long as these
+// are not unpacked, and of the others, large ones first, those being what takes dpkg
+// longest. Once apt has said in which order dpkg unpacks the others, it goes on from the
+// end of it until it meets dpkg. It gives each its name when it is whole. Its argument is
+// the directory for them. It is in Perl, as mmdebstrap is. The format is that of deb(5): a
+// file of ar, in which the third member has the files.
 const plainScript = `use strict; use warnings;
 chdir $ARGV[0] or die;
 sub copy {
@@ -93,22 +99,32 @@ sub copy {
 	sysseek $out, length $start, 0;
 	syswrite $out, sprintf "%-16s%-12s%-6s%-6s%-8s%-10s\140\n", "data.tar", 0, 0, 0, 100644, $end;
 	close $out or die;
-	rename "$name.part", $name;
+	rename "$name.part", -e "order" ? "../$name" : $name;
 }
 my %seen;
-while () {
-	my $all = -e "fetched" || @ARGV > 1;
+sub worth { !$seen{$_} && -s > 1 << 17 }
+until (-e "order") {
+	exit if !-e "take";
 	my @first = -e "unpacked" ? () : glob "../*.deb";
-	my ($next) = map { sort { -s $b <=> -s $a } grep { !$seen{$_} && -s > 1 << 17 } @$_ } \@first, [glob "later/*.deb"];
+	my ($next) = map { sort { -s $b <=> -s $a } grep worth(), @$_ } \@first, [glob "later/*.deb"];
 	if ($next) {
 		$seen{$next} = 1;
 		my ($name) = $next =~ m{([^/]+)$};
-		copy($next, $name) if mkdir "$name.taken";
-	} elsif ($all) {
-		exit;
+		copy($next, $name);
 	} else {
 		select undef, undef, undef, 0.05;
 	}
+}
+-e "../$_" and rename $_, "../$_" for glob "*.deb"; # made while the others were taken
+open my $in, "<", "order" or die;
+chomp(my @order = <$in>);
+sub unpacked {
+	my ($name, $arch) = shift =~ m{^([^_]+)_.*_([^_]+)\.deb$} or return 1;
+	grep { -e "../../../../lib/dpkg/info/$_.list" } $name, "$name:$arch";
+}
+for my $i (reverse 1 .. $#order) {
+	exit if unpacked($order[$i - 1]); # and dpkg is at this one
+	copy($_, $order[$i]) for grep worth(), "later/$order[$i]";
 }`
 
 // dpkgDeb stands in for dpkg-deb while mmdebstrap unpacks the first packages by it.
@@ -135,44 +151,40 @@ done
 
 // waitHook is run when they are installed: all others are wanted now.
 const waitHook = `[ -e /tmp/base.lock ] || exit 0
-perl /tmp/base.plain "$1/var/cache/apt/archives/plain" help || :
 flock /tmp/base.lock true
 cd "$1/var/cache/apt/archives"
-find plain/later -name "*.deb" -exec mv -t . {} +
+find plain/later -name "*.deb" -exec ln -t . {} +
 echo "packages fetched ahead: $(find . -maxdepth 1 -name "*.deb" | wc -l) of $(grep -c "^'" plain/all)"`
 
 // takeConf has apt run takeScript, in the new root, when it has looked at all packages
-// and is about to call dpkg.
+// and is about to call dpkg, with the files for dpkg in its order.
 const (
 	takeConf   = "\nDPkg::Pre-Install-Pkgs { \"test ! -e /var/cache/apt/archives/plain/take || sh -e /var/cache/apt/archives/plain/take\"; };\n"
-	takeScript = `cat >/dev/null
-cd /var/cache/apt/archives/plain
+	takeScript = `cd /var/cache/apt/archives/plain
+sed "s,.*/,," >order.part
 for deb in *.deb; do
 	[ ! -f "../$deb" ] || mv "$deb" "../$deb"
+	rm -f "later/$deb"
 done
+mv order.part order
 `
 )
 
-// copyScript copies what was put together in memory, by two processes at a time, while
-// apt indexes the lists in there.
-const copyScript = `rm -rf "$1/var/cache/apt/archives/plain"
-cd "$1"
+// copyScript copies what was put together in memory, by two processes at a time, then
+// what apt completes meanwhile: its index of the lists.
+const copyScript = `cd "$1"
+index=var/cache/apt/archives/plain/srcpkgcache.bin
+[ ! -e "$index" ] || mv "$index" var/cache/apt
+rm -rf var/cache/apt/archives/plain
 chroot . apt-cache -q gencaches &
-index=$!
-cp -a --parents usr/lib /tmp/base &
-libraries=$!
-for name in * .[!.]*; do
-	case $name in
-	usr | var | ".[!.]*") ;;
-	*) cp -a "$name" /tmp/base ;;
-	esac
-done
-for name in usr/*; do
-	[ "$name" = usr/lib ] || cp -a --parents "$name" /tmp/base
-done
-wait "$index" || : # it is tried again in the tree
-cp -a var /tmp/base
-wait "$libraries"`
+mkdir -p /tmp/base/usr/lib # whose attributes come with what is in them
+{
+	find usr/lib -mindepth 1 -maxdepth 1 -print0
+	find usr -mindepth 1 -maxdepth 1 ! -name lib -print0
+	find . -mindepth 1 -maxdepth 1 ! -name usr ! -name var -print0
+} | xargs -0 -n 8 -P 2 sh -c 'exec cp -a --parents "$@" /tmp/base' sh
+wait "$!" || : # it is tried again in the tree
+cp -a var /tmp/base`
 
 // aheadEnv is an environment in which mmdebstrap finds the stand-in.
 func aheadEnv(env []string) []string {
@@ -186,13 +198,13 @@ func aheadEnv(env []string) []string {
 }
 
 // aheadFiles are what the hooks read.
-func aheadFiles(aptConf []byte) []sandbox.File {
+func aheadFiles(spec BaseSpec) []sandbox.File {
 	text := func(name, content string) sandbox.File {
 		return sandbox.File{Target: "/tmp/base." + name, Content: []byte(content), Mode: 0o644}
 	}
 	return []sandbox.File{
 		text("excludes", strings.Join(PathExcludes, "\n")+"\n"),
-		text("conf", string(aptConf)+takeConf),
+		text("conf", string(spec.AptConf)+takeConf), text("lists", spec.Lists),
 		text("fetch", fetchScript), text("plain", plainScript), text("take", takeScript),
 		{Target: aheadPath + "/dpkg-deb", Content: []byte(dpkgDeb), Mode: 0o755},
 	}

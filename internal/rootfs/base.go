@@ -35,8 +35,14 @@ type BaseSpec struct {
 	Packages []string
 	AptConf  []byte // apt.conf(5), for the time of the run
 	Fetch    []sandbox.Bind
-	Log      io.Writer
+	// Lists is a directory with lists to begin with, as Fetch shows it, or "". They are
+	// there when it has a file ListsReady, or is gone.
+	Lists string
+	Log   io.Writer
 }
+
+// ListsReady says that all there is in BaseSpec.Lists is there.
+const ListsReady = "ready"
 
 // PathExcludes keep out of the tree what no build reads, dpkg.cfg(5). The
 // copyright files and changelogs go into the packages.
@@ -78,7 +84,7 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (insta
 		case machine.Memory() > inMemory:
 			target = "/tmp/memory"
 		}
-		run.Files = append(run.Files, aheadFiles(spec.AptConf)...)
+		run.Files = append(run.Files, aheadFiles(spec)...)
 		run.Args = append([]string{
 			"sh", "-ec", `mkdir -p "$1"; target=$1 copy=$2; shift 2; mmdebstrap "$@"; [ "$target" = /tmp/base ] || sh -ec "$copy" sh "$target"`, "sh", target, copyScript,
 			"--mode=root", "--format=directory", "--variant=apt", "--aptopt=/tmp/base.conf", "--skip=cleanup/apt/lists", "--extract-hook=" + excludeHook,
@@ -239,12 +245,22 @@ func baseReason(output string, exit *sandbox.ExitError) string {
 // rootInNamespace says whether the host's mmdebstrap works as the root of a user
 // namespace: since 0.8.6. Ubuntu 22.04 has an older one.
 func rootInNamespace(ctx context.Context) bool {
-	out, err := exec.CommandContext(ctx, "mmdebstrap", "--version").CombinedOutput() // on stdout or stderr, as the version is
-	if err != nil {
-		return true // let it say itself what is wrong
-	}
 	var major, minor, patch int
-	_, _ = fmt.Sscanf(string(out), "mmdebstrap %d.%d.%d", &major, &minor, &patch)
+	if path, err := exec.LookPath("mmdebstrap"); err == nil {
+		// It is a script, and takes a fifth of a second to say it.
+		if script, err := os.ReadFile(path); err == nil {
+			if _, text, ok := strings.Cut(string(script), "\nour $VERSION = '"); ok {
+				_, _ = fmt.Sscanf(text, "%d.%d.%d", &major, &minor, &patch)
+			}
+		}
+	}
+	if major == 0 && minor == 0 {
+		out, err := exec.CommandContext(ctx, "mmdebstrap", "--version").CombinedOutput() // on stdout or stderr, as the version is
+		if err != nil {
+			return true // let it say itself what is wrong
+		}
+		_, _ = fmt.Sscanf(string(out), "mmdebstrap %d.%d.%d", &major, &minor, &patch)
+	}
 	return slices.Compare([]int{major, minor, patch}, []int{0, 8, 6}) >= 0
 }
 
