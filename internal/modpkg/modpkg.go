@@ -297,7 +297,7 @@ func inMemory(path string, content []byte) deb.File {
 
 func compress(content []byte) ([]byte, error) {
 	var b bytes.Buffer
-	w, err := pgzip.NewWriterLevel(&b, deb.GzipLevel)
+	w, err := pgzip.NewWriterLevel(&b, pgzip.BestCompression) // as lintian wants it
 	if err != nil {
 		return nil, err
 	}
