@@ -17,9 +17,6 @@ import (
 // apt keeps it.
 func TestCopyLists(t *testing.T) {
 	t.Parallel()
-	if _, err := os.Stat("/usr/lib/apt/apt-helper"); err != nil {
-		t.Skip("there is no apt")
-	}
 	from, to := t.TempDir(), t.TempDir()
 	then := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	write := func(name string, content []byte) {

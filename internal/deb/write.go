@@ -61,9 +61,9 @@ type Owner struct {
 // scripts are the maintainer scripts of deb(5); config is debconf's.
 var scripts = []string{"config", "postinst", "postrm", "preinst", "prerm"}
 
-// GzipLevel is that of archives and compressed files in packages. The one above takes ten
-// times as long for a module, and what comes out is larger.
-const GzipLevel = 8
+// gzipLevel is that of the archives in packages. The one above takes ten times as long
+// for a module, and what comes out is larger.
+const gzipLevel = 8
 
 // gzipBlock is fixed as the compressed bytes depend on it (and on nothing but
 // it and the level: not on the number of cores).
@@ -336,7 +336,7 @@ func tarMode(mode fs.FileMode) int64 {
 
 // writeTarGz writes the entries as a compressed tar.
 func writeTarGz(w io.Writer, entries []entry, mtime time.Time) (err error) {
-	zw, err := pgzip.NewWriterLevel(w, GzipLevel)
+	zw, err := pgzip.NewWriterLevel(w, gzipLevel)
 	if err != nil {
 		return err
 	}

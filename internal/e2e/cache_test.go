@@ -79,7 +79,13 @@ func TestCache(t *testing.T) {
 	assert.Equal(t, len(cached(t, cache, "headers")), 1)
 	remove(firsts[0])
 
-	second := make().mustExit(t, 0)
+	// Who waits for another run for more than a moment says so.
+	key, _, _ := strings.Cut(filepath.Base(cached(t, cache, "base")[0]), ".")
+	lock, err := os.OpenFile(filepath.Join(cache, "locks", key), os.O_CREATE|os.O_RDWR, 0o600)
+	assert.NilError(t, err)
+	assert.NilError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+	time.AfterFunc(10*time.Second, func() { lock.Close() })
+	second := make().mustExit(t, 0).mustSay(t, "mkchroot: waiting for another run that makes the base system")
 	third := make().mustExit(t, 0)
 	assert.Equal(t, installed(second)+installed(third), 0)
 	assert.Equal(t, layerOf(t, second.doc, "lists"), layerOf(t, third.doc, "lists"))
@@ -129,7 +135,8 @@ func TestCache(t *testing.T) {
 	// Their packages are not fetched again.
 	log, err := os.ReadFile(mended.doc.Tree.Log)
 	assert.NilError(t, err)
-	assert.Assert(t, strings.Contains(string(log), "Unpacking linux-headers-") && !strings.Contains(string(log), "linux-headers-"+mended.doc.Kernels[0].Release+"_"+mended.doc.Kernels[0].Version+"_amd64.deb ["), string(log))
+	assert.Assert(t, strings.Contains(string(log), "Unpacking linux-headers-"), string(log))
+	assert.Assert(t, !regexp.MustCompile(`(?m)^Get:.*linux-headers-`).Match(log), string(log))
 	assert.Equal(t, version(mended), "2")
 
 	// What trees have stays, and they work on.

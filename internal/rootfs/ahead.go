@@ -99,7 +99,7 @@ sub copy {
 	sysseek $out, length $start, 0;
 	syswrite $out, sprintf "%-16s%-12s%-6s%-6s%-8s%-10s\140\n", "data.tar", 0, 0, 0, 100644, $end;
 	close $out or die;
-	rename "$name.part", -e "order" ? "../$name" : $name;
+	rename "$name.part", -e "order" && -e "../$name" ? "../$name" : $name;
 }
 my %seen;
 sub worth { !$seen{$_} && -s > 1 << 17 }
@@ -175,7 +175,7 @@ mv order.part order
 const copyScript = `cd "$1"
 index=var/cache/apt/archives/plain/srcpkgcache.bin
 [ ! -e "$index" ] || mv "$index" var/cache/apt
-rm -rf var/cache/apt/archives/plain
+rm -rf var/cache/apt/archives/plain var/cache/apt/archives/*.deb
 chroot . apt-cache -q gencaches &
 mkdir -p /tmp/base/usr/lib # whose attributes come with what is in them
 {
