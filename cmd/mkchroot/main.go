@@ -22,8 +22,8 @@ import (
 
 const manual = `
 Makes the build tree: a base system with compiler and dkms, and the headers of
-each wanted kernel, each in a layer of its own. Without --kver that is
-the kernel that the header metapackage of the suite's default flavour points at.
+each wanted kernel, each in a layer of its own. Without --kver that is the
+kernel that the header metapackage of the suite's default flavour points at.
 Packages come from the distribution's own repositories among those that the
 host's apt uses, from those that --repo names, or from Fuel's settings. With
 --dry-run no headers are installed; the document only says which kernels it would be.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,14 +31,18 @@ func CopyLists(ctx context.Context, from string, sources []Source, architecture,
 			continue // goes by another name in the tree
 		}
 		name := releaseFile(s, "InRelease")
-		release, err := readFile(filepath.Join(from, name))
+		// The time first: should the host's apt put a newer file there meanwhile, the
+		// server is asked with too early a time, not with one that hides the newer file.
+		info, err := os.Stat(filepath.Join(from, name))
 		if err != nil {
 			continue // not fetched, or in the older form
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), release, 0o644); err != nil {
-			return n, err
+		release, err := readFile(filepath.Join(from, name))
+		if err != nil {
+			continue
 		}
-		if err := copyTime(filepath.Join(from, name), filepath.Join(dir, name)); err != nil {
+		to := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(to, release, 0o644), os.Chtimes(to, info.ModTime(), info.ModTime())); err != nil {
 			return n, err
 		}
 		digests := releaseDigests(release)
@@ -89,7 +94,8 @@ func releaseDigests(release []byte) map[string]string {
 // copyList copies a list, in whichever form the host's apt keeps it, if it has the
 // digest.
 func copyList(ctx context.Context, from, to, digest string) (ok bool, err error) {
-	if from = existing(from); from == "" {
+	from, info := existing(from)
+	if info == nil {
 		return false, nil
 	}
 	out, err := os.Create(to)
@@ -108,24 +114,15 @@ func copyList(ctx context.Context, from, to, digest string) (ok bool, err error)
 	if err := cmd.Run(); err != nil || hex.EncodeToString(sum.Sum(nil)) != digest {
 		return false, context.Cause(ctx)
 	}
-	return true, copyTime(from, to)
+	return true, os.Chtimes(to, info.ModTime(), info.ModTime())
 }
 
-// existing is the file, or one that apt keeps in its place with compression, or "".
-func existing(path string) string {
+// existing finds the file, or one that apt keeps in its place with compression.
+func existing(path string) (string, fs.FileInfo) {
 	for _, ext := range []string{"", ".lz4", ".gz", ".zst", ".xz", ".bz2", ".lzma"} {
-		if _, err := os.Stat(path + ext); err == nil {
-			return path + ext
+		if info, err := os.Stat(path + ext); err == nil {
+			return path + ext, info
 		}
 	}
-	return ""
-}
-
-// copyTime gives a copy the time of the file, which apt asks servers with.
-func copyTime(from, to string) error {
-	info, err := os.Stat(from)
-	if err != nil {
-		return err
-	}
-	return os.Chtimes(to, info.ModTime(), info.ModTime())
+	return "", nil
 }
