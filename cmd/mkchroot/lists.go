@@ -64,10 +64,7 @@ func (m *listMaker) current(ctx context.Context, e *rootfs.Entry) (bool, error) 
 	root.Layers = append([]string{e.Layer()}, root.Layers...)
 	inside := m.inside
 	inside.Spec.Root = root
-	if err := inside.FetchLists(ctx); err != nil {
-		return false, err
-	}
-	changed, err := listsDiffer(root.Upper, root.Layers)
+	changed, err := m.fetch(ctx, inside)
 	if err != nil {
 		return false, err
 	}
@@ -77,6 +74,18 @@ func (m *listMaker) current(ctx context.Context, e *rootfs.Entry) (bool, error) 
 	}
 	m.root = root
 	return false, inside.Index(ctx)
+}
+
+// fetch brings the lists in a root up to date, and says whether they have changed.
+func (m *listMaker) fetch(ctx context.Context, inside apt.Inside) (changed bool, err error) {
+	current, err := inside.Current(ctx, apt.Bound(m.sources))
+	if current || err != nil {
+		return false, err
+	}
+	if err := inside.FetchLists(ctx); err != nil {
+		return false, err
+	}
+	return listsDiffer(inside.Spec.Root.Upper, inside.Spec.Root.Layers)
 }
 
 // listsDiffer says whether a layer has package lists that are not the same in those

@@ -445,15 +445,10 @@ var originLine = regexp.MustCompile(`(?m)^Origin: *(.*\S)`)
 // releaseFile is what apt calls a Release file among its lists: by its address,
 // with what is odd in it as %5f.
 func releaseFile(s Source, name string) string {
-	_, rest, _ := strings.Cut(originKey(s.URI, "")[0], ":")
+	_, rest, _ := strings.Cut(s.directory(), ":")
 	rest = strings.TrimPrefix(rest, "//")
 	if host, path, ok := strings.Cut(rest, "/"); ok {
 		rest = host[strings.LastIndexByte(host, '@')+1:] + "/" + path
-	}
-	if strings.HasSuffix(s.Suite, "/") {
-		rest += "/" + strings.TrimSuffix(s.Suite, "/") + "/"
-	} else {
-		rest += "/dists/" + s.Suite + "/"
 	}
 	var b strings.Builder
 	for _, c := range []byte(rest + name) {
@@ -467,6 +462,15 @@ func releaseFile(s Source, name string) string {
 		}
 	}
 	return b.String()
+}
+
+// directory is the address of the directory with the Release file, with a slash at its end.
+func (s Source) directory() string {
+	uri := originKey(s.URI, "")[0]
+	if strings.HasSuffix(s.Suite, "/") {
+		return uri + "/" + strings.TrimSuffix(s.Suite, "/") + "/"
+	}
+	return uri + "/dists/" + s.Suite + "/"
 }
 
 // originKey brings the URI into the form that apt prints.

@@ -158,6 +158,11 @@ func (r *runner) command() []string {
 	if r.Jobs > 0 {
 		args = append(args, "-j", strconv.Itoa(r.Jobs))
 	}
+	if pristine(r.Spec.Root.Layers, r.Module) {
+		// dkms before 3.1.8 has make clean a copy of the source before it builds there,
+		// and before it removes it.
+		args = append(args, "--directive", "CLEAN=true")
+	}
 	if r.KeepSymbols && r.Conf.DropsSymbols {
 		// Scripts are looked for in the build directory, six levels below the root.
 		args = append(args, "--directive", strings.TrimRight("POST_BUILD=../../../../../.."+keepPath+" "+r.Kernel+" "+r.Conf.PostBuild, " "))

@@ -164,6 +164,38 @@ func Added(layer string) ([]Module, error) {
 // Source is where dkms has the source of a module that was added, relative to the root.
 func Source(m Module) string { return path.Join("usr/src", m.Name+"-"+m.Version) }
 
+// pristine says whether the source of a module, which is in one of the layers, has
+// nothing in it that a build leaves, and that make would take for its own.
+func pristine(layers []string, m Module) bool {
+	found := false
+	for _, layer := range layers {
+		root, err := os.OpenRoot(layer)
+		if err != nil {
+			return false
+		}
+		err = fs.WalkDir(root.FS(), Source(m), func(name string, d fs.DirEntry, err error) error {
+			if err == nil && (leftOver(d.Name()) || name == Source(m) && !d.IsDir()) {
+				err = fs.ErrExist
+			}
+			return err
+		})
+		found = found || err == nil
+		if err = errors.Join(err, root.Close()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return found
+}
+
+// leftOver says whether a file is called as one that a build makes.
+func leftOver(name string) bool {
+	made := []string{"*.o", "*.ko", "*.mod", "*.mod.c", ".*.cmd", "*.order", "Module.symvers", ".tmp_versions"}
+	return slices.ContainsFunc(made, func(pattern string) bool {
+		is, _ := path.Match(pattern, name)
+		return is
+	})
+}
+
 // readDir lists a directory, sorted by name.
 func readDir(root *os.Root, dir string) (entries []fs.DirEntry, err error) {
 	// Without O_NONBLOCK a fifo in its place would make us wait for ever.

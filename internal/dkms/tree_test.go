@@ -65,3 +65,30 @@ func TestAddedWithAFifoInPlace(t *testing.T) {
 		assert.Check(t, err != nil)
 	})
 }
+
+func TestPristine(t *testing.T) {
+	const source = "usr/src/m-1/"
+	_, base := layerOf(t, map[string]string{"usr/src/linux/a.o": ""})
+	for name, test := range map[string]struct {
+		files map[string]string
+		want  bool
+	}{
+		"source alone":            {map[string]string{source + "dkms.conf": "", source + "sub/m.c": "", source + "m.om": "", source + "cmd": ""}, true},
+		"an object":               {map[string]string{source + "dkms.conf": "", source + "sub/m.o": ""}, false},
+		"a module":                {map[string]string{source + "m.ko": ""}, false},
+		"what kbuild notes":       {map[string]string{source + ".m.o.cmd": ""}, false},
+		"symbols":                 {map[string]string{source + "Module.symvers": ""}, false},
+		"a directory of builds":   {map[string]string{source + ".tmp_versions": "dir"}, false},
+		"those of another module": {map[string]string{source + "m.c": "", "usr/src/m-2/m.o": ""}, true},
+		"a link":                  {map[string]string{"usr/src/m-1": "-> m", "usr/src/m/m.o": ""}, false},
+		"no source":               {map[string]string{"usr/src/m-2/m.c": ""}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, layer := layerOf(t, test.files)
+			assert.Equal(t, pristine([]string{layer, base}, mod), test.want)
+			assert.Equal(t, pristine([]string{base, layer}, mod), test.want)
+		})
+	}
+	_, layer := layerOf(t, map[string]string{source + "m.c": ""})
+	assert.Assert(t, !pristine([]string{layer, "/nowhere"}, mod))
+}

@@ -6,8 +6,11 @@ import (
 	"context"
 	"dkms2bin/internal/state"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -287,4 +290,73 @@ func TestCacheFull(t *testing.T) {
 	var st unix.Statfs_t
 	assert.NilError(t, unix.Statfs(disk, &st))
 	assert.Assert(t, int64(st.Blocks-st.Bfree)*st.Bsize < 1<<20, "something is left in the cache")
+}
+
+// TestCurrentLists: a repository that publishes the very Release file of which the lists
+// are in the cache is asked for that alone; a new one is seen at once, and one that is
+// broken too.
+func TestCurrentLists(t *testing.T) {
+	t.Parallel()
+	work, repository := t.TempDir(), t.TempDir()
+	env := signingKey(t)
+	publish := func(version string) {
+		dkmsDeb(t, repository, "own-dkms", version, "", "")
+		command{name: "repoindex", env: env, args: []string{"--sign-with", "modules@example.org", repository}}.run(t).mustExit(t, 0)
+	}
+	publish("1")
+	var mu sync.Mutex
+	var asked []string
+	broken := false
+	files := http.FileServer(http.Dir(repository))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked = append(asked, path.Base(r.URL.Path))
+		if broken {
+			garbage(w, r)
+			return
+		}
+		files.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	args := []string{"--work-dir", work, "--cache-dir", filepath.Join(work, "cache"), "--base", sharedBase(t), "--kver", currentKernel(t, "amd64"), "--repo"}
+	for _, s := range ownSources(t) {
+		args = append(args, oneLine(s, s.URI))
+	}
+	args = append(args, "deb [signed-by="+filepath.Join(repository, "dkms2bin.asc")+"] "+server.URL+" ./")
+	// version is what there is of the package, and what the repository was asked for.
+	version := func() (string, []string) {
+		mu.Lock()
+		asked = nil
+		mu.Unlock()
+		made := command{name: "mkchroot", args: args}.run(t).mustExit(t, 0)
+		mu.Lock()
+		list := slices.Clone(asked)
+		mu.Unlock()
+		built := command{name: "dkmsbuild", stdin: made.raw, args: []string{"--dkms", "own-dkms"}}.run(t).mustExit(t, 0)
+		command{name: "rmchroot", stdin: built.raw}.run(t).mustExit(t, 0)
+		return versionOf(t, built.doc, "own-dkms"), list
+	}
+	for _, what := range []string{"a base system", "its lists"} {
+		is, _ := version()
+		assert.Equal(t, is, "1", what)
+	}
+	is, list := version()
+	assert.Equal(t, is, "1")
+	assert.DeepEqual(t, list, []string{"InRelease"})
+
+	publish("2")
+	is, list = version()
+	assert.Equal(t, is, "2")
+	assert.Assert(t, len(list) > 2, list)
+	is, list = version()
+	assert.Equal(t, is, "2")
+	assert.DeepEqual(t, list, []string{"InRelease"})
+
+	mu.Lock()
+	broken = true
+	mu.Unlock()
+	failed := command{name: "mkchroot", args: args}.run(t).mustExit(t, 1).mustSay(t, server.URL)
+	command{name: "rmchroot", stdin: failed.raw}.run(t).mustExit(t, 1)
+	noTrees(t, work)
 }
