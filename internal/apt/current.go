@@ -35,11 +35,13 @@ func (i Inside) Current(ctx context.Context, sources []Source) (bool, error) {
 	args := []string{"sh", "-c", currentScript, "sh"}
 	for n, s := range sources {
 		release, err := i.releaseText(s)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && (Directory(s.URI) != "" || s.Options["InRelease-Path"] != "" || runsOut(release, time.Now())) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
 			return false, nil
-		}
-		if err != nil {
+		case err != nil:
 			return false, err
+		case Directory(s.URI) != "" || s.Options["InRelease-Path"] != "" || s.Options["Valid-Until-Max"] != "" || runsOut(release, time.Now()):
+			return false, nil
 		}
 		args = append(args, s.directory()+"InRelease", fmt.Sprintf("/tmp/InRelease-%d", n), fmt.Sprintf("SHA256:%x", sha256.Sum256(release)))
 	}

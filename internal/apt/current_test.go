@@ -45,6 +45,7 @@ func TestCurrentCannotTell(t *testing.T) {
 		"no lists":                {ours, ""},
 		"run out":                 {ours, "Valid-Until: Fri, 27 Nov 2020 08:00:00 UTC\n"},
 		"its file is elsewhere":   {ours.With("InRelease-Path", "InRelease.new"), "Suite: x\n"},
+		"another limit":           {ours.With("Valid-Until-Max", "60"), "Suite: x\n"},
 		"a repository on disk":    {Source{URI: "copy:/run/dkms2bin/repository-0", Suite: "./"}, "Suite: x\n"},
 		"a link among the lists":  {ours, "-> /etc/hostname"},
 		"a folder in their place": {ours, "dir"},
