@@ -28,6 +28,10 @@ const baseLayer = "base"
 // makeTree makes the tree and fills the document. What was made before an error
 // is in the document too, so that rmchroot can remove it.
 func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
+	cache, err := o.openCache(s.Msg) // which looks at what it has while the host is asked
+	if err != nil {
+		return err
+	}
 	from, err := findOrigin(ctx, s.Msg, o)
 	if err != nil {
 		return err
@@ -37,10 +41,6 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 	s.Msg.Announce("creating chroot environment")
 	step := s.Msg.Wait("creating chroot environment")
 	defer step.Done("")
-	cache, err := o.openCache(s.Msg)
-	if err != nil {
-		return err
-	}
 	if err := enoughSpace(o.workDir, o.workDir, smallTree, "--work-dir"); err != nil {
 		return err
 	}
