@@ -158,7 +158,7 @@ func (r *runner) command() []string {
 	if r.Jobs > 0 {
 		args = append(args, "-j", strconv.Itoa(r.Jobs))
 	}
-	if pristine(r.Spec.Root.Layers, r.Module) {
+	if !r.Conf.PreBuild && pristine(r.Spec.Root.Layers, r.Module) {
 		// dkms before 3.1.8 has make clean a copy of the source before it builds there,
 		// and before it removes it.
 		args = append(args, "--directive", "CLEAN=true")

@@ -17,6 +17,8 @@ type Conf struct {
 	// BuildDepends are the names of modules that are to be installed before this
 	// one is built: BUILD_DEPENDS of dkms(8).
 	BuildDepends []string `json:"build_depends,omitempty"`
+	// PreBuild says that there is a script of PRE_BUILD.
+	PreBuild bool `json:"pre_build,omitempty"`
 	// PostBuild is the script of POST_BUILD, with its arguments.
 	PostBuild string `json:"post_build,omitempty"`
 	// DropsSymbols says that the tree's dkms does not keep the Module.symvers of
@@ -42,7 +44,7 @@ for conf in "$dkms_tree/$module/$module_version/source/dkms.conf" "/etc/dkms/$mo
 	"/etc/dkms/$module-$module_version-$kernelver-$arch.conf"; do
 	[ ! -e "$conf" ] || . "$conf" 3>&-
 done
-builtin printf '%s\0' "$POST_BUILD" >&3
+builtin printf '%s\0' "$POST_BUILD" "$PRE_BUILD" >&3
 grep -q Module.symvers /usr/sbin/dkms && builtin printf 'keeps\0' >&3 || builtin printf 'drops\0' >&3
 for name in "${BUILD_DEPENDS[@]}"; do builtin printf '%s\0' "$name" >&3; done
 `
@@ -75,11 +77,11 @@ func ReadConf(ctx context.Context, spec sandbox.Spec, kernel string, m Module) (
 // nothing; an element may have several names, as for dkms autoinstall.
 func parseConf(out string) (c Conf) {
 	fields := strings.Split(out, "\x00")
-	if len(fields) < 3 {
+	if len(fields) < 4 {
 		return c
 	}
-	c.PostBuild, c.DropsSymbols = strings.TrimSuffix(fields[0], "\r"), fields[1] == "drops"
-	for _, element := range fields[2 : len(fields)-1] {
+	c.PostBuild, c.PreBuild, c.DropsSymbols = strings.TrimSuffix(fields[0], "\r"), strings.TrimSpace(fields[1]) != "", fields[2] == "drops"
+	for _, element := range fields[3 : len(fields)-1] {
 		for _, name := range strings.Fields(element) {
 			if saneName().MatchString(name) && !slices.Contains(c.BuildDepends, name) {
 				c.BuildDepends = append(c.BuildDepends, name)

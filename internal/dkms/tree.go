@@ -165,19 +165,26 @@ func Added(layer string) ([]Module, error) {
 func Source(m Module) string { return path.Join("usr/src", m.Name+"-"+m.Version) }
 
 // pristine says whether the source of a module, which is in one of the layers, has
-// nothing in it that a build leaves, and that make would take for its own.
+// nothing in it that a build leaves, and that make would take for its own. Of one that is
+// deeper or larger than any real one it does not say so.
 func pristine(layers []string, m Module) bool {
-	found := false
+	const deepest, largest = 30, 50_000
+	found, entries := false, 0
 	for _, layer := range layers {
 		root, err := os.OpenRoot(layer)
 		if err != nil {
 			return false
 		}
 		err = fs.WalkDir(root.FS(), Source(m), func(name string, d fs.DirEntry, err error) error {
-			if err == nil && (leftOver(d.Name()) || name == Source(m) && !d.IsDir()) {
-				err = fs.ErrExist
+			if err != nil {
+				return err
 			}
-			return err
+			entries++
+			odd := entries > largest || strings.Count(name, "/") > deepest || name == Source(m) && !d.IsDir()
+			if odd || leftOver(d.Name()) {
+				return fs.ErrExist
+			}
+			return nil
 		})
 		found = found || err == nil
 		if err = errors.Join(err, root.Close()); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -81,6 +81,8 @@ func TestPristine(t *testing.T) {
 		"a directory of builds":   {map[string]string{source + ".tmp_versions": "dir"}, false},
 		"those of another module": {map[string]string{source + "m.c": "", "usr/src/m-2/m.o": ""}, true},
 		"a link":                  {map[string]string{"usr/src/m-1": "-> m", "usr/src/m/m.o": ""}, false},
+		"a deep one":              {map[string]string{source + strings.Repeat("d/", 20) + "m.c": ""}, true},
+		"too deep a one":          {map[string]string{source + strings.Repeat("d/", 40) + "m.c": ""}, false},
 		"no source":               {map[string]string{"usr/src/m-2/m.c": ""}, false},
 	} {
 		t.Run(name, func(t *testing.T) {

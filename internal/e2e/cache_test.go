@@ -306,14 +306,18 @@ func TestCurrentLists(t *testing.T) {
 	publish("1")
 	var mu sync.Mutex
 	var asked []string
-	broken := false
+	broken, older := false, false
 	files := http.FileServer(http.Dir(repository))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
 		asked = append(asked, path.Base(r.URL.Path))
-		if broken {
+		switch {
+		case broken:
 			garbage(w, r)
+			return
+		case older && strings.HasSuffix(r.URL.Path, "/InRelease"):
+			http.NotFound(w, r)
 			return
 		}
 		files.ServeHTTP(w, r)
@@ -353,6 +357,15 @@ func TestCurrentLists(t *testing.T) {
 	assert.Equal(t, is, "2")
 	assert.DeepEqual(t, list, []string{"InRelease"})
 
+	// Where it publishes the older form alone, apt has to look, each time.
+	mu.Lock()
+	older = true
+	mu.Unlock()
+	for range 2 {
+		is, list = version()
+		assert.Equal(t, is, "2")
+		assert.Assert(t, slices.Contains(list, "Release"), list)
+	}
 	mu.Lock()
 	broken = true
 	mu.Unlock()
