@@ -419,7 +419,6 @@ func TestCacheOrphans(t *testing.T) {
 	assert.Equal(t, len(entries(t, c)), 0)
 }
 
-// TestTakeLayer: a layer and its record are made once, for all trees.
 // layer is where a layer of a tree really lies.
 func layer(t *testing.T, tree *Tree, name string) string {
 	t.Helper()
@@ -428,13 +427,13 @@ func layer(t *testing.T, tree *Tree, name string) string {
 	return path
 }
 
+// TestTakeLayer: a layer and its record are made once, for all trees.
 func TestTakeLayer(t *testing.T) {
 	t.Parallel()
 	c := openCache(t)
 	work := t.TempDir()
 	times := 0
-	take := func(c *Cache) (*Tree, bool) {
-		tree := create(t, work)
+	takeIn := func(tree *Tree, c *Cache) (*Tree, bool) {
 		made, err := tree.TakeLayer(t.Context(), c, Item{Kind: "base", About: "the base"}, LayerSpec{Name: "base", Make: func(root sandbox.Root) error {
 			times++
 			dir, err := tree.Record("base")
@@ -454,6 +453,7 @@ func TestTakeLayer(t *testing.T) {
 		}
 		return tree, made
 	}
+	take := func(c *Cache) (*Tree, bool) { return takeIn(create(t, work), c) }
 	first, made := take(c)
 	assert.Assert(t, made)
 	second, made := take(c)
@@ -466,6 +466,13 @@ func TestTakeLayer(t *testing.T) {
 	of, err := own.Cache("base")
 	assert.NilError(t, err)
 	assert.Assert(t, of == nil)
+	// Whoever removes an entry by hand has it made again.
+	assert.NilError(t, os.RemoveAll(filepath.Dir(filepath.Dir(layer(t, first, "base")))))
+	assert.Assert(t, !first.HasLayer("base"))
+	for _, tree := range []*Tree{first, second} {
+		_, again := takeIn(tree, c)
+		assert.Equal(t, again, tree == first)
+	}
 	of, err = second.Cache("base")
 	assert.NilError(t, err)
 	assert.Equal(t, of.Path, c.Path)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -115,11 +116,13 @@ func (t *Tree) take(e *Entry, name string, recorded bool) (err error) {
 		return err
 	}
 	target := e.Layer()
-	err = os.Symlink(target, link)
-	if there, _ := os.Readlink(link); errors.Is(err, fs.ErrExist) && there == target {
-		return nil
+	if _, err := os.Stat(link); errors.Is(err, fs.ErrNotExist) {
+		return renameio.Symlink(target, link) // also in place of one whose entry somebody removed
 	}
-	return err
+	if there, err := os.Readlink(link); err != nil || there != target {
+		return errors.Join(err, &fs.PathError{Op: "link", Path: link, Err: fs.ErrExist})
+	}
+	return nil
 }
 
 // Layer is the layer that TakeLayer has kept in the entry.
