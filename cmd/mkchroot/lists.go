@@ -43,10 +43,15 @@ func (b *baseMaker) takeLists(ctx context.Context) (err error) {
 			}
 			inside := m.inside
 			inside.Spec.Root = root
-			if err := inside.Update(ctx); err != nil {
+			// Those of the base system may be the present ones: then nothing is in the layer.
+			current, err := inside.Current(ctx, apt.Bound(m.sources))
+			if err == nil && !current {
+				err = inside.Update(ctx)
+			}
+			if err != nil {
 				return err
 			}
-			_, err := m.prioritise(ctx, inside)
+			_, err = m.prioritise(ctx, inside)
 			return err
 		},
 	})
