@@ -44,14 +44,10 @@ func (b *baseMaker) takeLists(ctx context.Context) (err error) {
 			inside := m.inside
 			inside.Spec.Root = root
 			// Those of the base system may be the present ones: then nothing is in the layer.
-			current, err := inside.Current(ctx, apt.Bound(m.sources))
-			if err == nil && !current {
-				err = inside.Update(ctx)
-			}
-			if err != nil {
+			if _, err := m.refresh(ctx, inside, inside.Update); err != nil {
 				return err
 			}
-			_, err = m.prioritise(ctx, inside)
+			_, err := m.prioritise(ctx, inside)
 			return err
 		},
 	})
@@ -69,7 +65,10 @@ func (m *listMaker) current(ctx context.Context, e *rootfs.Entry) (bool, error) 
 	root.Layers = append([]string{e.Layer()}, root.Layers...)
 	inside := m.inside
 	inside.Spec.Root = root
-	changed, err := m.fetch(ctx, inside)
+	changed, err := m.refresh(ctx, inside, inside.FetchLists)
+	if err == nil && changed {
+		changed, err = listsDiffer(root.Upper, root.Layers)
+	}
 	if err != nil {
 		return false, err
 	}
@@ -81,16 +80,14 @@ func (m *listMaker) current(ctx context.Context, e *rootfs.Entry) (bool, error) 
 	return false, inside.Index(ctx)
 }
 
-// fetch brings the lists in a root up to date, and says whether they have changed.
-func (m *listMaker) fetch(ctx context.Context, inside apt.Inside) (changed bool, err error) {
+// refresh updates the lists in a root where they are not the present ones, and says
+// whether it did.
+func (m *listMaker) refresh(ctx context.Context, inside apt.Inside, update func(context.Context) error) (updated bool, err error) {
 	current, err := inside.Current(ctx, apt.Bound(m.sources))
 	if current || err != nil {
 		return false, err
 	}
-	if err := inside.FetchLists(ctx); err != nil {
-		return false, err
-	}
-	return listsDiffer(inside.Spec.Root.Upper, inside.Spec.Root.Layers)
+	return true, update(ctx)
 }
 
 // listsDiffer says whether a layer has package lists that are not the same in those

@@ -97,17 +97,12 @@ func installedIn(status io.Reader) (list []string, err error) {
 // readList reads dpkg's list of the files of a package that was installed in a layer,
 // where it has the plain name.
 func readList(layer, name string) ([]byte, error) {
-	return readIn(layer, "var/lib/dpkg/info/"+name+".list")
-}
-
-// readIn reads a file of a layer, by its name relative to the root.
-func readIn(layer, name string) ([]byte, error) {
 	root, err := os.OpenRoot(layer)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
-	f, err := open(root, name)
+	f, err := open(root, "var/lib/dpkg/info/"+name+".list")
 	if err != nil {
 		return nil, err
 	}
