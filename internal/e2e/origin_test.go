@@ -476,6 +476,14 @@ func TestFetchedAhead(t *testing.T) {
 		t.Skip("the base system is not put together in memory, for want of it")
 	}
 	assert.Assert(t, found != nil && found[1] == found[2], string(log))
+	assert.Assert(t, strings.Contains(string(log), "skipping apt-get update because it was already run"), string(log))
+	if shared.doc.Tree.Suite == "bookworm" { // has both, of which only one fits
+		installed, err := os.ReadFile(filepath.Join(shared.doc.Tree.Path, "layers", shared.doc.Tree.Base, "var/lib/dpkg/status"))
+		assert.NilError(t, err)
+		assert.Assert(t, strings.Contains(string(installed), "\nPackage: usr-is-merged\n") && !strings.Contains(string(installed), "\nPackage: usrmerge\n"))
+	}
+	_, err = os.Stat(filepath.Join(shared.doc.Tree.Path, "layers", shared.doc.Tree.Base, "etc/apt/preferences.d/merged"))
+	assert.ErrorIs(t, err, os.ErrNotExist)
 	host, err := apt.ReadHost(t.Context())
 	assert.NilError(t, err)
 	if lists, err := filepath.Glob(filepath.Join(host.Lists, "*_InRelease")); err == nil && len(lists) > 0 {

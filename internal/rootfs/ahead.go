@@ -8,13 +8,40 @@ import (
 
 // mmdebstrap does one thing after the other: it waits for one answer of the mirror
 // before it takes the next, and for decompression, twice for the first packages, which
-// are unpacked by tar and then by dpkg. So the first packages are fetched by several
-// connections, the others while the first are installed, and copies of the larger ones
-// without compression are made meanwhile, of which dpkg takes what is ready when it gets
-// there. Without them, for whatever reason, all is as it would be anyway: names, versions
-// and contents are the same, and digests are checked here.
+// are unpacked by tar and then by dpkg. So the lists are fetched while it gets ready, the
+// first packages by several connections, the others while the first are installed, and
+// copies of the larger ones without compression are made meanwhile, of which dpkg takes
+// what is ready when it gets there. Without them, for whatever reason, all is as it would
+// be anyway: names, versions and contents are the same, and digests are checked here.
 //
 // See mmdebstrap(1), HOOKS, for when each of these is run. Its argument is the root.
+
+// listsScript fetches the package lists, beginning with those that the host's apt has,
+// and makes a mark when it is through. It runs beside mmdebstrap, in a root of its own
+// with the same settings.
+const listsScript = `root=/tmp/base.root
+trap 'mkdir -p "$root"; : >"$root/through"' EXIT
+mkdir -p "$root/etc/apt/apt.conf.d" "$root/etc/apt/preferences.d" "$root/etc/apt/sources.list.d" \
+	"$root/var/lib/apt/lists/partial" "$root/var/cache/apt/archives/partial" "$root/var/lib/dpkg"
+: >"$root/var/lib/dpkg/status"
+cp /tmp/base.conf "$root/etc/apt/apt.conf.d/base"
+cp /tmp/base.sources "$root/etc/apt/sources.list.d/base.sources"
+arch=$(dpkg --print-architecture)
+eval "$(apt-config shell trusted Dir::Etc::trusted/f parts Dir::Etc::trustedparts/d)"
+cat >"$root/conf" <<END
+APT::Architecture "$arch";
+APT::Architectures "$arch";
+Dir "$root";
+Dir::State::status "$root/var/lib/dpkg/status";
+Dir::Etc::trusted "$trusted";
+Dir::Etc::trustedparts "$parts";
+END
+given=$(cat /tmp/base.lists)
+while [ -d "$given" ] && [ ! -e "$given/` + ListsReady + `" ]; do sleep 0.02; done
+[ ! -d "$given" ] || cp -p "$given"/*_* "$root/var/lib/apt/lists"
+APT_CONFIG="$root/conf" apt-get -q -o Acquire::Retries=0 -o pkgCacheFile::Generate=false update --error-on=any
+: >"$root/fetched"
+`
 
 // aheadHook is run before mmdebstrap has apt do anything. What fails here fails in
 // mmdebstrap once more, which says why. What is fetched later lies where
@@ -26,11 +53,22 @@ chown _apt "$plain/partial" || : # who does the talking, if he can get there
 cp /tmp/base.take "$plain/take"
 exec >/dev/null 2>&1 </dev/null
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-given=$(cat /tmp/base.lists)
-while [ -d "$given" ] && [ ! -e "$given/` + ListsReady + `" ]; do sleep 0.02; done
-[ ! -d "$given" ] || cp -p "$given"/*_* "$1/var/lib/apt/lists"
-# Without the directory auxfiles mmdebstrap has apt fetch the lists itself, and fails.
-apt-get -q -o Acquire::Retries=0 update --error-on=any || { rm -rf "$1"/var/lib/apt/lists/auxfiles "$1"/var/lib/apt/lists/*_*; exit 0; }
+while [ ! -e /tmp/base.root/through ]; do sleep 0.02; done
+# Without lists mmdebstrap has apt fetch them itself, and fails.
+[ -e /tmp/base.root/fetched ] || exit 0
+rm -rf "$1/var/lib/apt/lists"
+mv /tmp/base.root/var/lib/apt/lists "$1/var/lib/apt"
+apt-cache -q gencaches || exit 0
+# Of "usrmerge | usr-is-merged" apt takes the first, which converts the system once it is
+# installed, and brings Perl into the first packages. Those of the other fit a system that
+# was merged from the beginning, as by debootstrap.
+if [ "$(apt-cache policy usrmerge usr-is-merged | grep -c "^  Candidate: [^(]")" = 2 ]; then
+	for dir in bin sbin lib lib32 lib64 libo32 libx32; do
+		mkdir -p "$1/usr/$dir"
+		ln -s "usr/$dir" "$1/$dir"
+	done
+	printf "Package: usrmerge\nPin: version *\nPin-Priority: -1\n" >"$1/etc/apt/preferences.d/merged"
+fi
 list() { apt-get -q -y --print-uris -o Acquire::ForceHash=SHA256 install "?essential" apt "$@" | sort >"$plain/$list"; }
 fetch() { tr -d "'" <"$plain/$list" | awk '$1 ~ /^https?:/ && $4 ~ /^SHA256:/ { print $1, $2, $4 }' | xargs -r -n 30 -P 6 sh /tmp/base.fetch "$plain/partial" "$1"; }
 exec 9>/tmp/base.lock
@@ -151,6 +189,7 @@ done
 
 // waitHook is run when they are installed: all others are wanted now.
 const waitHook = `[ -e /tmp/base.lock ] || exit 0
+rm -f "$1/etc/apt/preferences.d/merged"
 flock /tmp/base.lock true
 cd "$1/var/cache/apt/archives"
 find plain/later -name "*.deb" -exec ln -t . {} +
@@ -203,7 +242,7 @@ func aheadFiles(spec BaseSpec) []sandbox.File {
 		return sandbox.File{Target: "/tmp/base." + name, Content: []byte(content), Mode: 0o644}
 	}
 	return []sandbox.File{
-		text("excludes", strings.Join(PathExcludes, "\n")+"\n"),
+		text("update", listsScript), text("excludes", strings.Join(PathExcludes, "\n")+"\n"),
 		text("conf", string(spec.AptConf)+takeConf), text("lists", spec.Lists),
 		text("fetch", fetchScript), text("plain", plainScript), text("take", takeScript),
 		{Target: aheadPath + "/dpkg-deb", Content: []byte(dpkgDeb), Mode: 0o755},

@@ -85,14 +85,20 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (insta
 			target = "/tmp/memory"
 		}
 		run.Files = append(run.Files, aheadFiles(spec)...)
+		ahead := ""
+		if len(spec.Packages) > 0 && target != "/tmp/base" { // in memory, where there is room for both
+			ahead = "yes"
+		}
 		run.Args = append([]string{
-			"sh", "-ec", `mkdir -p "$1"; target=$1 copy=$2; shift 2; mmdebstrap "$@"; [ "$target" = /tmp/base ] || sh -ec "$copy" sh "$target"`, "sh", target, copyScript,
-			"--mode=root", "--format=directory", "--variant=apt", "--aptopt=/tmp/base.conf", "--skip=cleanup/apt/lists", "--extract-hook=" + excludeHook,
+			"sh", "-ec", `mkdir -p "$1"; target=$1 copy=$2 ahead=$3; shift 3
+			[ -z "$ahead" ] || sh -e /tmp/base.update >/dev/null 2>&1 </dev/null &
+			mmdebstrap "$@"; [ "$target" = /tmp/base ] || sh -ec "$copy" sh "$target"`, "sh", target, copyScript, ahead,
+			"--mode=root", "--format=directory", "--variant=apt", "--aptopt=/tmp/base.conf", "--skip=cleanup/apt/lists,check/signed-by", "--extract-hook=" + excludeHook,
 		}, spec.Suite, target, "/tmp/base.sources")
 		if len(spec.Packages) > 0 {
 			run.Args = append(run.Args, "--include="+strings.Join(spec.Packages, ","))
 		}
-		if len(spec.Packages) > 0 && target != "/tmp/base" { // in memory, where there is room for both
+		if ahead != "" {
 			run.Env = aheadEnv(run.Env)
 			run.Args = append(run.Args, "--setup-hook="+aheadHook, "--essential-hook="+waitHook)
 		}
