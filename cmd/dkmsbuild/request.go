@@ -250,7 +250,7 @@ func unknown(ctx context.Context, inside apt.Inside, name, suffix string) error 
 	if _, statErr := os.Stat(filepath.Join(name, "dkms.conf")); statErr == nil {
 		return diag.WithHint(err, "to build the directory here, write ./%s", name)
 	}
-	all, listErr := inside.Names(ctx, "")
+	all, listErr := inside.Names(ctx)
 	if listErr != nil {
 		return errors.Join(err, listErr)
 	}

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // addKernels finds the wanted kernels and makes a layer with the headers of each,
@@ -26,7 +27,14 @@ func addKernels(ctx context.Context, s *cli.Session, b *baseMaker, want selectio
 	h := headerMaker{baseMaker: b, below: layers(s.Doc.Tree.Lists, s.Doc.Tree.Base)}
 	base := b.inside
 	base.Spec.Root = b.tree.Root(h.below...)
-	offered, err := rootfs.Remember(ctx, h.cache, h.answer("the headers on offer", h.below...), func() (known, error) { return askHeaders(ctx, base) })
+	names := sync.OnceValues(func() ([]string, error) { return base.Names(ctx) })
+	offered, err := rootfs.Remember(ctx, h.cache, h.answer("the headers on offer", h.below...), func() (k known, err error) {
+		all, err := names()
+		if err != nil {
+			return k, err
+		}
+		return askHeaders(ctx, base, all)
+	})
 	if err != nil {
 		return err
 	}
@@ -56,7 +64,11 @@ func addKernels(ctx context.Context, s *cli.Session, b *baseMaker, want selectio
 		inside.Spec.Root = b.tree.Root(append([]string{k.Layer}, h.below...)...)
 		item := h.answer("the packages of the kernel "+k.Release, append([]string{k.Layer}, h.below...)...)
 		if k.Images, err = rootfs.Remember(ctx, h.cache, item, func() ([]state.Image, error) {
-			return findImages(ctx, base, inside, k, s.Doc.Tree.Architecture)
+			all, err := names()
+			if err != nil {
+				return nil, err
+			}
+			return findImages(ctx, base, inside, all, k, s.Doc.Tree.Architecture)
 		}); err != nil {
 			return err
 		}

@@ -99,13 +99,14 @@ type known struct {
 
 func (k known) offer(arch string) offer { return newOffer(k.Shown, k.Preferred, k.Present, arch) }
 
-// askHeaders asks apt and dpkg for all packages that may ship headers.
-func askHeaders(ctx context.Context, inside apt.Inside) (k known, err error) {
-	names, err := inside.Names(ctx, "")
-	if err != nil {
-		return k, err
+// askHeaders asks apt and dpkg for all packages that may ship headers, among all.
+func askHeaders(ctx context.Context, inside apt.Inside, all []string) (k known, err error) {
+	var names []string
+	for _, n := range all {
+		if strings.Contains(n, "headers") {
+			names = append(names, n)
+		}
 	}
-	names = slices.DeleteFunc(names, func(n string) bool { return !strings.Contains(n, "headers") })
 	offers, err := inside.Look(ctx, names...)
 	if err != nil {
 		return k, err
@@ -325,12 +326,9 @@ func installedHeaders(ctx context.Context, inside apt.Inside) (map[string]apt.Ca
 // findImages are the packages that ship the kernel itself, the one that people
 // install first: whose it is where the headers brought it along, those called for
 // the kernel, those that say so in Provides, and the sibling of the headers. What the
-// lists say is asked for where nothing was installed since apt made its index of them.
-func findImages(ctx context.Context, lists, inside apt.Inside, k state.Kernel, arch string) ([]state.Image, error) {
-	all, err := lists.Names(ctx, "")
-	if err != nil {
-		return nil, err
-	}
+// lists say, which have all these names, is asked for where nothing was installed since
+// apt made its index of them.
+func findImages(ctx context.Context, lists, inside apt.Inside, all []string, k state.Kernel, arch string) ([]state.Image, error) {
 	form := modpkg.KernelName(k.Release)
 	var names []string
 	siblings := imageSiblings(k.Headers)

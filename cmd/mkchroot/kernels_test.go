@@ -284,7 +284,9 @@ func TestKernelNames(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			inside := archive(t, tt.packages)
-			offered, err := askHeaders(t.Context(), inside)
+			all, err := inside.Names(t.Context())
+			assert.NilError(t, err)
+			offered, err := askHeaders(t.Context(), inside, all)
 			assert.NilError(t, err)
 			targets, err := findKernels(offered.offer("amd64"), &state.Tree{Distribution: tt.distribution, Architecture: "amd64"}, tt.want)
 			if tt.err != "" {
@@ -305,7 +307,7 @@ func TestKernelNames(t *testing.T) {
 			assert.Equal(t, strings.Join(headers, " "), tt.headers)
 			k := targets[0].Kernel
 			k.Headers, k.Version = targets[0].headers[0].Name, targets[0].headers[0].Version
-			images, err := findImages(t.Context(), inside, inside, k, "amd64")
+			images, err := findImages(t.Context(), inside, inside, all, k, "amd64")
 			assert.NilError(t, err)
 			var names []string
 			for _, image := range images {

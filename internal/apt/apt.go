@@ -466,10 +466,10 @@ func SourceOf(control deb.Stanza) (name, version string) {
 	return name, strings.Trim(version, "()")
 }
 
-// Names lists the packages that the repositories have and whose names begin
-// with prefix, sorted.
-func (i Inside) Names(ctx context.Context, prefix string) ([]string, error) {
-	out, err := i.Output(ctx, "apt-cache", "pkgnames", prefix)
+// Names lists the packages that the repositories have, sorted.
+func (i Inside) Names(ctx context.Context) ([]string, error) {
+	// apt-cache writes each of them by itself.
+	out, err := i.Output(ctx, "sh", "-c", "apt-cache pkgnames >/tmp/names && cat /tmp/names")
 	if err != nil {
 		return nil, err
 	}
