@@ -18,7 +18,7 @@ import (
 // build tree; ordinary users, and archives as operands, have none.
 type memory struct {
 	cache   *rootfs.Cache // or nil
-	program string        // digest of this program
+	program string        // rootfs.ProgramID
 }
 
 func openMemory(s *cli.Session) (m memory, err error) {
@@ -33,7 +33,7 @@ func openMemory(s *cli.Session) (m memory, err error) {
 		return m, err
 	}
 	m.cache.Notice = s.Msg.Info
-	m.program, err = state.FileDigest("/proc/self/exe")
+	m.program, err = rootfs.ProgramID()
 	return m, err
 }
 

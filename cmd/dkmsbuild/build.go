@@ -17,7 +17,7 @@ type builder struct {
 	opts     *options
 	tree     *rootfs.Tree
 	cache    *rootfs.Cache // that the tree is made of, or nil
-	program  string        // digest of this program, with a cache
+	program  string        // rootfs.ProgramID, with a cache
 	contents contents      // of the tree's layers
 	lists    []string      // layers with package lists below a package's, the topmost first
 	fresh    string        // the layer with newer package lists, of this run alone
@@ -78,6 +78,7 @@ func build(ctx context.Context, s *cli.Session, o *options) (err error) {
 	if err := b.choosePackages(ctx); err != nil {
 		return err
 	}
+	b.foresee()
 	b.live = newLive(s.Msg)
 	defer b.live.Done("")
 	if err := b.installAll(ctx); err != nil {
@@ -115,7 +116,7 @@ func (b *builder) openCache() (err error) {
 		return err
 	}
 	b.cache.Notice = b.Msg.Info
-	b.program, err = state.FileDigest("/proc/self/exe")
+	b.program, err = rootfs.ProgramID()
 	return err
 }
 

@@ -35,6 +35,23 @@ func (c *contents) of(b *builder, layer string) (string, error) {
 	return content, nil
 }
 
+// foresee begins to look at what all builds stand upon, while packages are fetched. Where
+// all is done in one root that changes meanwhile.
+func (b *builder) foresee() {
+	if b.cache == nil || b.tree.InPlace() {
+		return
+	}
+	layers := []string{b.Doc.Tree.Base}
+	for _, k := range b.kernels {
+		layers = append(layers, k.Layer)
+	}
+	go func() {
+		for _, layer := range layers {
+			_, _ = b.contents.of(b, layer) // whoever asks gets the error
+		}
+	}()
+}
+
 // inputs is a digest of a package and all that is below it for a kernel: its name,
 // version and content, the kernel package, dkms, the compiler, build packages, and what
 // is installed in these layers. It says nothing of when and where they were installed.

@@ -16,9 +16,10 @@ const validScript = `valid() {
 // waiting is for apt to deal with. Proxies must not answer from what they have: that
 // these are Release files, apt does not tell them here.
 const currentScript = validScript + `current() {
-	[ -f "$1" ] && valid "$1" && digest=$(sha256sum <"$1") || exit 1
-	exec /usr/lib/apt/apt-helper -q -o Acquire::Retries=0 -o Acquire::http::Timeout=10 -o Acquire::https::Timeout=10 \
-		-o Acquire::http::No-Cache=true -o Acquire::https::No-Cache=true download-file "$2" "$3" "SHA256:${digest%% *}"
+	[ -f "$1" ] && digest=$(sha256sum <"$1") || exit 1
+	valid "$1" &
+	/usr/lib/apt/apt-helper -q -o Acquire::Retries=0 -o Acquire::http::Timeout=10 -o Acquire::https::Timeout=10 \
+		-o Acquire::http::No-Cache=true -o Acquire::https::No-Cache=true download-file "$2" "$3" "SHA256:${digest%% *}" && wait "$!"
 }
 cd /var/lib/apt/lists || exit 1
 while [ $# -gt 0 ]; do

@@ -41,16 +41,24 @@ func Content(layer string) (digest string, err error) {
 	for _, p := range installed {
 		fmt.Fprintln(sum, p)
 	}
-	lists, err := fs.Glob(root.FS(), "var/lib/dpkg/info/*.md5sums") // sorted
+	info, err := root.OpenRoot("var/lib/dpkg/info")
+	if errors.Is(err, fs.ErrNotExist) {
+		return hex.EncodeToString(sum.Sum(nil)), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer info.Close()
+	lists, err := fs.Glob(info.FS(), "*.md5sums") // sorted
 	if err != nil {
 		return "", err
 	}
 	for _, name := range lists {
-		f, err := open(root, name)
+		f, err := open(info, name)
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintln(sum, name)
+		fmt.Fprintln(sum, "var/lib/dpkg/info/"+name)
 		n, err := io.Copy(sum, io.LimitReader(f, left))
 		if err := errors.Join(err, f.Close()); err != nil {
 			return "", err
