@@ -469,7 +469,8 @@ func SourceOf(control deb.Stanza) (name, version string) {
 // Names lists the packages that the repositories have, sorted.
 func (i Inside) Names(ctx context.Context) ([]string, error) {
 	// apt-cache writes each of them by itself.
-	out, err := i.Output(ctx, "sh", "-c", "apt-cache pkgnames >/tmp/names && cat /tmp/names")
+	const script = `names=$(mktemp) && trap 'rm -f "$names"' EXIT && apt-cache pkgnames >"$names" && cat "$names"`
+	out, err := i.Output(ctx, "sh", "-c", script)
 	if err != nil {
 		return nil, err
 	}

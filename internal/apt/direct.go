@@ -26,8 +26,9 @@ type Offer struct {
 
 // lookScript asks for both in one run, at the same time: what apt prefers, and what
 // there is.
-const lookScript = `apt-cache show --all-versions "$@" >/tmp/records &
-apt-cache policy "$@" && echo ` + lookMark + ` && { wait $! || status=$?; cat /tmp/records; exit ${status-0}; }`
+const lookScript = `records=$(mktemp) && trap 'rm -f "$records"' EXIT || exit 1
+apt-cache show --all-versions "$@" >"$records" &
+apt-cache policy "$@" && echo ` + lookMark + ` && { wait $! || status=$?; cat "$records"; exit ${status-0}; }`
 
 // lookMark is no line of apt-cache policy.
 const lookMark = "== records"

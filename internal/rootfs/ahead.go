@@ -38,7 +38,7 @@ Dir::Etc::trustedparts "$parts";
 END
 given=$(cat /tmp/base.lists)
 while [ -d "$given" ] && [ ! -e "$given/` + ListsReady + `" ]; do sleep 0.02; done
-[ ! -d "$given" ] || cp -p "$given"/*_* "$root/var/lib/apt/lists"
+[ ! -d "$given" ] || cp -p "$given"/*_* "$root/var/lib/apt/lists" || : # it has none
 APT_CONFIG="$root/conf" apt-get -q -o Acquire::Retries=0 -o pkgCacheFile::Generate=false update --error-on=any
 : >"$root/fetched"
 `
@@ -59,10 +59,10 @@ while [ ! -e /tmp/base.root/through ]; do sleep 0.02; done
 rm -rf "$1/var/lib/apt/lists"
 mv /tmp/base.root/var/lib/apt/lists "$1/var/lib/apt"
 apt-cache -q gencaches || exit 0
-# Of "usrmerge | usr-is-merged" apt takes the first, which converts the system once it is
-# installed, and brings Perl into the first packages. Those of the other fit a system that
-# was merged from the beginning, as by debootstrap.
-if [ "$(apt-cache policy usrmerge usr-is-merged | grep -c "^  Candidate: [^(]")" = 2 ]; then
+# Of these two apt takes the first, which converts the system once it is installed, and
+# brings Perl into the first packages. The other is for a system that was merged from the
+# beginning, as by debootstrap; it removes the links that are not wanted.
+if apt-cache show init-system-helpers | grep -q "^Depends:.*usrmerge | usr-is-merged" && apt-cache policy usr-is-merged | grep -q "^  Candidate: [^(]"; then
 	for dir in bin sbin lib lib32 lib64 libo32 libx32; do
 		mkdir -p "$1/usr/$dir"
 		ln -s "usr/$dir" "$1/$dir"

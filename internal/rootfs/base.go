@@ -93,7 +93,7 @@ func MakeBase(ctx context.Context, mountpoint, dir string, spec BaseSpec) (insta
 			"sh", "-ec", `mkdir -p "$1"; target=$1 copy=$2 ahead=$3; shift 3
 			[ -z "$ahead" ] || sh -e /tmp/base.update >/dev/null 2>&1 </dev/null &
 			mmdebstrap "$@"; [ "$target" = /tmp/base ] || sh -ec "$copy" sh "$target"`, "sh", target, copyScript, ahead,
-			"--mode=root", "--format=directory", "--variant=apt", "--aptopt=/tmp/base.conf", "--skip=cleanup/apt/lists,check/signed-by", "--extract-hook=" + excludeHook,
+			"--mode=root", "--format=directory", "--variant=apt", "--aptopt=/tmp/base.conf", "--skip=cleanup/apt/lists", "--skip=check/signed-by", "--extract-hook=" + excludeHook,
 		}, spec.Suite, target, "/tmp/base.sources")
 		if len(spec.Packages) > 0 {
 			run.Args = append(run.Args, "--include="+strings.Join(spec.Packages, ","))
