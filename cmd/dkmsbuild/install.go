@@ -280,7 +280,11 @@ func (b *builder) install(ctx context.Context, p *pkg) (err error) {
 	if p.Kind == state.KindSource || b.fresh != "" {
 		cache = nil // it changes while it is worked on; or these lists are of this run alone
 	}
-	_, err = b.tree.TakeLayer(ctx, cache, b.packageItem(p), rootfs.LayerSpec{
+	alone, err := b.isAlone(p)
+	if err != nil {
+		return err
+	}
+	_, err = b.tree.TakeLayer(ctx, cache, b.packageItem(p, alone), rootfs.LayerSpec{
 		Name: name, On: unique(append([]string{p.ToolsLayer}, b.lists...)),
 		Make: func(root sandbox.Root) error {
 			inside := b.inside(root, out)
@@ -407,14 +411,32 @@ func (p *pkg) identity() []string {
 // packageLayer is the name of the layer in which a package is installed.
 func packageLayer(p *pkg) string { return rootfs.LayerName("package", p.identity()...) }
 
-// packageItem is that layer in the cache. What apt brings along depends on the
-// package lists.
-func (b *builder) packageItem(p *pkg) rootfs.Item {
+// packageItem is that layer in the cache. What apt brings along depends on the package
+// lists; a package that needs nothing is installed alone.
+func (b *builder) packageItem(p *pkg, alone bool) rootfs.Item {
 	item := rootfs.Item{Kind: "package", About: p.Name + " " + p.Version, On: b.tree.LayerID(b.Doc.Tree.Base), Key: p.identity()}
-	for _, l := range b.lists {
-		item.Key = append(item.Key, "on", b.tree.LayerID(l))
+	if alone {
+		item.Key = append(item.Key, "alone", p.offered.SHA256)
+	} else {
+		item.Key = append(item.Key, b.listIDs()...)
 	}
 	return item
+}
+
+// listIDs are what the package lists add to the key of what depends on them.
+func (b *builder) listIDs() (key []string) {
+	for _, l := range b.lists {
+		key = append(key, "on", b.tree.LayerID(l))
+	}
+	return key
+}
+
+// isAlone says whether nothing but the package itself is installed in its layer.
+func (b *builder) isAlone(p *pkg) (bool, error) {
+	if p.offered == nil || p.offered.SHA256 == "" || len(p.with) > 0 || p.ToolsLayer != "" || b.tree.InPlace() {
+		return false, nil
+	}
+	return b.inside(b.tree.Root(b.lists...), io.Discard).Takes(*p.offered)
 }
 
 // copied is where a given source directory is copied to; dkms add copies it once

@@ -90,6 +90,20 @@ func (m *listMaker) refresh(ctx context.Context, inside apt.Inside, update func(
 	return true, update(ctx)
 }
 
+// hasNoFiles says whether there are but directories in a layer.
+func hasNoFiles(layer string) (bool, error) {
+	err := fs.WalkDir(os.DirFS(layer), ".", func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			err = fs.ErrExist
+		}
+		return err
+	})
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // listsDiffer says whether a layer has package lists that are not the same in those
 // below, the topmost first. apt makes its lock and its directories anew, and often
 // what it asked for: that it is older than its own copy is for the server to say.

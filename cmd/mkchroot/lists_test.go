@@ -49,3 +49,18 @@ func TestListsDiffer(t *testing.T) {
 		})
 	}
 }
+
+func TestHasNoFiles(t *testing.T) {
+	t.Parallel()
+	layer := t.TempDir()
+	assert.NilError(t, os.MkdirAll(filepath.Join(layer, "tmp/empty"), 0o755))
+	empty, err := hasNoFiles(layer)
+	assert.NilError(t, err)
+	assert.Assert(t, empty)
+	assert.NilError(t, unix.Mknod(filepath.Join(layer, "tmp/hidden"), unix.S_IFCHR, 0))
+	empty, err = hasNoFiles(layer)
+	assert.NilError(t, err)
+	assert.Assert(t, !empty)
+	_, err = hasNoFiles(filepath.Join(layer, "gone"))
+	assert.ErrorIs(t, err, os.ErrNotExist)
+}

@@ -108,7 +108,15 @@ func makeTree(ctx context.Context, s *cli.Session, o *options) (err error) {
 		if err := b.takeLists(ctx); err != nil {
 			return err
 		}
-		s.Doc.Tree.Lists = listsLayer
+		// Where those of the base system are still the present ones, all that is kept of
+		// what stands on it goes on to hold.
+		empty, err := hasNoFiles(tree.LayerPath(listsLayer))
+		if err != nil {
+			return err
+		}
+		if !empty {
+			s.Doc.Tree.Lists = listsLayer
+		}
 	}
 	if err := addKernels(ctx, s, b, o.selection()); err != nil || cache == nil {
 		return err

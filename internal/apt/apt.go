@@ -420,6 +420,7 @@ func (i Inside) Clean(context.Context) error {
 type Candidate struct {
 	Name, Version, Architecture string
 	Depends, Provides           string
+	PreDepends, Conflicts       string // the latter with Breaks
 	Description                 string
 	SHA256                      string
 	Source, SourceVersion       string
@@ -433,6 +434,9 @@ func (c Candidate) stanza() deb.Stanza {
 	s.Set("Package", c.Name)
 	s.Set("Version", c.Version)
 	s.Set("Provides", c.Provides)
+	s.Set("Depends", c.Depends)
+	s.Set("Pre-Depends", c.PreDepends)
+	s.Set("Conflicts", c.Conflicts)
 	return s
 }
 

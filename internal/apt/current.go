@@ -20,6 +20,9 @@ const currentScript = validScript + `current() {
 	valid "$1" &
 	/usr/lib/apt/apt-helper -q -o Acquire::Retries=0 -o Acquire::http::Timeout=10 -o Acquire::https::Timeout=10 \
 		-o Acquire::http::No-Cache=true -o Acquire::https::No-Cache=true download-file "$2" "$3" "SHA256:${digest%% *}" && wait "$!"
+	code=$?
+	rm -f "$3"
+	exit $code
 }
 cd /var/lib/apt/lists || exit 1
 while [ $# -gt 0 ]; do

@@ -137,15 +137,21 @@ var errNotKnown = errors.New("it cannot be installed without apt's resolver")
 // archive nor its resolver is wanted: its own helper fetches the files, and dpkg
 // installs them. Whatever stands in the way is left to apt.
 func (i Inside) InstallKnown(ctx context.Context, c Candidate) error {
-	request := []string{"install", c.Name + "=" + c.Version}
-	err := i.installKnown(ctx, request, c)
+	err := i.installKnown(ctx, c)
 	if errors.Is(err, errNotKnown) {
-		return i.Install(ctx, request[1:]...)
+		return i.Install(ctx, c.Name+"="+c.Version)
 	}
 	return err
 }
 
-func (i Inside) installKnown(ctx context.Context, request []string, c Candidate) error {
+// Takes says whether a version can be installed as all else is in the root: it needs
+// nothing more, and stands in nobody's way. Then InstallKnown installs nothing else.
+func (i Inside) Takes(c Candidate) (bool, error) {
+	all, err := i.readInstalled()
+	return err == nil && all.takes(c.stanza()), err
+}
+
+func (i Inside) installKnown(ctx context.Context, c Candidate) error {
 	all, err := i.readInstalled()
 	if err != nil {
 		return err
@@ -154,7 +160,7 @@ func (i Inside) installKnown(ctx context.Context, request []string, c Candidate)
 	if err != nil {
 		return err
 	}
-	if err := i.fetchKnown(ctx, request, list); err != nil {
+	if err := i.fetchKnown(ctx, list); err != nil {
 		return err
 	}
 	var controls []deb.Stanza
@@ -230,36 +236,40 @@ while [ $# -gt 2 ]; do
 	shift 3
 done`
 
-// fetchKnown fetches packages to where apt does, unless they are kept from before.
-func (i Inside) fetchKnown(ctx context.Context, request []string, list []Candidate) error {
+// fetchKnown fetches packages to where apt does, unless they are kept from before: each
+// by itself, as several kernels' headers need the same.
+func (i Inside) fetchKnown(ctx context.Context, list []Candidate) error {
 	root, err := i.openWritten()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	there := func() (bool, error) {
-		for _, c := range list {
-			if right, err := hasDigest(root, archiveOf(c), c.SHA256); err != nil || !right {
-				return false, err
+	kept := func(c Candidate) []string { return []string{"file", c.SHA256} }
+	var missing []Candidate
+	for _, c := range list {
+		if i.Keeper != nil {
+			if err := i.Keeper.Give(ctx, kept(c), i.archives()); err != nil {
+				return err
 			}
 		}
-		return true, nil
+		right, err := hasDigest(root, archiveOf(c), c.SHA256)
+		if err != nil {
+			return err
+		}
+		if right {
+			continue
+		}
+		if err := root.Remove(archiveOf(c)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		missing = append(missing, c)
 	}
-	keeper := i.keeper(request)
-	if keeper != nil {
-		if err := keeper.Give(ctx, request, i.archives()); err != nil {
-			return err
-		}
-		if ok, err := there(); err != nil || ok {
-			return err
-		}
-		if err := i.Clean(ctx); err != nil {
-			return err
-		}
+	if len(missing) == 0 {
+		return nil
 	}
 	// apt's user may write there, who does the talking.
 	args := []string{"sh", "-c", fetchScript, "sh", SourcesFile}
-	for _, c := range list {
+	for _, c := range missing {
 		args = append(args, c.URL, "/"+path.Join(archives, "partial", path.Base(archiveOf(c))), "SHA256:"+c.SHA256)
 	}
 	_, err = i.command(ctx, true, args...)
@@ -269,16 +279,19 @@ func (i Inside) fetchKnown(ctx context.Context, request []string, list []Candida
 	if err != nil {
 		return errNotKnown
 	}
-	switch ok, err := there(); {
-	case err != nil:
-		return err
-	case !ok:
-		return errors.Join(i.Clean(ctx), errNotKnown)
+	for _, c := range missing {
+		right, err := hasDigest(root, archiveOf(c), c.SHA256)
+		if err == nil && !right {
+			err = errors.Join(i.Clean(ctx), errNotKnown)
+		}
+		if err == nil && i.Keeper != nil {
+			err = i.Keeper.Take(ctx, kept(c), i.archives(), path.Base(archiveOf(c)))
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if keeper == nil {
-		return nil
-	}
-	return keeper.Take(ctx, request, i.archives())
+	return nil
 }
 
 // hasDigest says whether a file is there with that content.
@@ -332,6 +345,7 @@ func addCandidates(found map[string][]Candidate, out io.Reader) error {
 		c := Candidate{
 			Name: s.Get("Package"), Version: s.Get("Version"), Architecture: s.Get("Architecture"),
 			Depends: s.Get("Depends"), Provides: s.Get("Provides"), SHA256: s.Get("SHA256"),
+			PreDepends: s.Get("Pre-Depends"), Conflicts: strings.Trim(s.Get("Conflicts")+", "+s.Get("Breaks"), ", "),
 			Description: s.Get("Description"), Filename: s.Get("Filename"),
 		}
 		c.Source, c.SourceVersion = SourceOf(s)

@@ -15,8 +15,9 @@ import (
 type Keeper interface {
 	// Give copies into dir what was fetched for a request before, if it has that.
 	Give(ctx context.Context, request []string, dir string) error
-	// Take keeps a copy of the .debs in dir, which were fetched for a request.
-	Take(ctx context.Context, request []string, dir string) error
+	// Take keeps a copy of .debs in dir, which were fetched for a request: those of these
+	// names, or all.
+	Take(ctx context.Context, request []string, dir string, names ...string) error
 }
 
 // keeper is the one for a request, or nil. What given files need is not kept: their

@@ -76,8 +76,8 @@ func TestMakeArchives(t *testing.T) { // not in parallel: the umask is that of t
 
 type keeper struct{}
 
-func (keeper) Give(context.Context, []string, string) error { return nil }
-func (keeper) Take(context.Context, []string, string) error { return nil }
+func (keeper) Give(context.Context, []string, string) error            { return nil }
+func (keeper) Take(context.Context, []string, string, ...string) error { return nil }
 
 func TestKeeper(t *testing.T) {
 	t.Parallel()

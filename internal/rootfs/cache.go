@@ -61,7 +61,7 @@ const (
 
 // cacheLayout is in each key and each entry: what another version of this program
 // made in another way is never used.
-const cacheLayout = 1
+const cacheLayout = 2
 
 // CacheDir is where the cache lies, as an absolute path: the directory that was
 // asked for, else one in the work directory that is used when none is asked for.

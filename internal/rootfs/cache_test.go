@@ -649,3 +649,17 @@ func FuzzEntry(f *testing.F) {
 		}
 	})
 }
+
+func TestContentDigestLinks(t *testing.T) {
+	t.Parallel()
+	digest := func(target string) string {
+		dir := t.TempDir()
+		assert.NilError(t, os.Symlink(target, filepath.Join(dir, "link")))
+		assert.NilError(t, unix.Lutimes(filepath.Join(dir, "link"), []unix.Timeval{{Sec: 1}, {Sec: 1}}))
+		digest, _, err := contentDigest(dir)
+		assert.NilError(t, err)
+		return digest
+	}
+	assert.Equal(t, digest("gcc-12"), digest("gcc-12"))
+	assert.Assert(t, digest("gcc-12") != digest("gcc-13"))
+}

@@ -24,11 +24,12 @@ func (c *Cache) Give(ctx context.Context, request []string, dir string) error {
 	return errors.Join(copyFiles(e.Content(), dir), e.Close())
 }
 
-// Take keeps the .debs in dir, which were fetched for a request.
-func (c *Cache) Take(ctx context.Context, request []string, dir string) error {
-	debs, err := debsIn(dir)
-	if err != nil {
-		return err
+// Take keeps .debs in dir, which were fetched for a request: those of these names, or all.
+func (c *Cache) Take(ctx context.Context, request []string, dir string, debs ...string) (err error) {
+	if len(debs) == 0 {
+		if debs, err = debsIn(dir); err != nil {
+			return err
+		}
 	}
 	item := debsItem(request)
 	item.Current = func(e *Entry) (bool, error) {

@@ -19,8 +19,8 @@ import (
 const smallContent = 16 << 20
 
 // contentDigest is a digest of everything below dir, and how much that takes on the
-// disk. It has names, types, modes, owners, sizes, times and what overlayfs notes
-// in directories, so that a look at the inodes is enough; where all files together
+// disk. It has names, types, modes, owners, sizes, times, targets of links and what
+// overlayfs notes in directories, so that a look at the inodes is enough; where all files together
 // are small it has the content, too. It does not leave the file system. Times count
 // in seconds: archives keep no more, and a cache may be carried in one.
 func contentDigest(dir string) (digest string, bytes int64, err error) {
@@ -108,6 +108,15 @@ func (w *walker) walk(found *walked, fd int, dir string) {
 		}
 		sec, _ := st.Mtim.Unix() // the field is an int32 on some machines
 		s.text = appendNumbers(s.text, int64(st.Rdev), st.Size, sec)
+		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			target := make([]byte, st.Size+1)
+			n, err := unix.Readlinkat(fd, name, target)
+			if err != nil {
+				found.err = &fs.PathError{Op: "readlink", Path: filepath.Join(dir, name), Err: err}
+				return
+			}
+			s.text = append(append(s.text, target[:n]...), 0)
+		}
 		found.size += st.Size
 		if st.Mode&unix.S_IFMT == unix.S_IFREG && found.size <= smallContent {
 			s.files = append(s.files, name)
