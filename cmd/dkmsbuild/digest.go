@@ -35,8 +35,8 @@ func (c *contents) of(b *builder, layer string) (string, error) {
 	return content, nil
 }
 
-// foresee begins to look at what all builds stand upon, while packages are fetched. Where
-// all is done in one root that changes meanwhile.
+// foresee begins to look at what all builds stand upon, while packages are fetched; but
+// where all is done in one root, which changes meanwhile.
 func (b *builder) foresee() {
 	if b.cache == nil || b.tree.InPlace() {
 		return

@@ -276,9 +276,9 @@ func (b *builder) install(ctx context.Context, p *pkg) (err error) {
 	defer func() { err = errors.Join(err, log.Close()) }()
 	out := io.MultiWriter(log, b.live)
 	list := filepath.Join(dir, "brought.json")
-	cache := b.cache
-	if p.Kind == state.KindSource || b.fresh != "" {
-		cache = nil // it changes while it is worked on; or these lists are of this run alone
+	cache := b.cacheOfLists()
+	if p.Kind == state.KindSource {
+		cache = nil // it changes while it is worked on
 	}
 	alone, err := b.isAlone(p)
 	if err != nil {
@@ -429,6 +429,15 @@ func (b *builder) listIDs() (key []string) {
 		key = append(key, "on", b.tree.LayerID(l))
 	}
 	return key
+}
+
+// cacheOfLists is the cache for what is installed from the package lists, or nil where
+// these are of this run alone.
+func (b *builder) cacheOfLists() *rootfs.Cache {
+	if b.fresh != "" {
+		return nil
+	}
+	return b.cache
 }
 
 // isAlone says whether nothing but the package itself is installed in its layer.

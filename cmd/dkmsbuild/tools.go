@@ -45,13 +45,11 @@ func (b *builder) installTools(ctx context.Context, requests []string) (t tools,
 	t.layer = rootfs.LayerName("tools", t.packages...)
 	step := b.Msg.Wait("installing %s", strings.Join(requests, ", "))
 	defer step.Done("")
-	cache := b.cache
-	if b.fresh != "" {
-		cache = nil // these lists are of this run alone
+	item := rootfs.Item{
+		Kind: "tools", About: "the build packages " + strings.Join(requests, " "), On: b.tree.LayerID(b.Doc.Tree.Base),
+		Key: slices.Concat(t.packages, b.listIDs()),
 	}
-	item := rootfs.Item{Kind: "tools", About: "the build packages " + strings.Join(requests, " "), On: b.tree.LayerID(b.Doc.Tree.Base), Key: t.packages}
-	item.Key = append(slices.Clone(item.Key), b.listIDs()...)
-	_, err = b.tree.TakeLayer(ctx, cache, item, rootfs.LayerSpec{
+	_, err = b.tree.TakeLayer(ctx, b.cacheOfLists(), item, rootfs.LayerSpec{
 		Name: t.layer, On: b.lists,
 		Make: func(root sandbox.Root) error {
 			inside := b.inside(root, step)

@@ -12,7 +12,8 @@ import (
 // first packages by several connections, the others while the first are installed, and
 // copies of the larger ones without compression are made meanwhile, of which dpkg takes
 // what is ready when it gets there. Without them, for whatever reason, all is as it would
-// be anyway: names, versions and contents are the same, and digests are checked here.
+// be anyway, but for how /usr was merged: names, versions and contents are the same, and
+// digests are checked here.
 //
 // See mmdebstrap(1), HOOKS, for when each of these is run. Its argument is the root.
 

@@ -20,9 +20,9 @@ const smallContent = 16 << 20
 
 // contentDigest is a digest of everything below dir, and how much that takes on the
 // disk. It has names, types, modes, owners, sizes, times, targets of links and what
-// overlayfs notes in directories, so that a look at the inodes is enough; where all files together
-// are small it has the content, too. It does not leave the file system. Times count
-// in seconds: archives keep no more, and a cache may be carried in one.
+// overlayfs notes in directories, so that a look at the inodes is enough; where all
+// files together are small it has the content, too. It does not leave the file system.
+// Times count in seconds: archives keep no more, and a cache may be carried in one.
 func contentDigest(dir string) (digest string, bytes int64, err error) {
 	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
